@@ -1,0 +1,178 @@
+"""Find a checkpoint and prove it whole before anything of it is used."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from fmri2img.checkpoints_schema.manifest import MANIFEST_NAME, CheckpointManifest
+from fmri2img.checkpoints_schema.migrations import migrate
+from fmri2img.errors import DamageError, InputError
+from fmri2img.files import sha256_file
+
+_STEP = re.compile(r"step-(\d{8,})")
+_MANIFEST_LIMIT = 64 << 20
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which a folder differs from its manifest. `file` is relative to the folder."""
+
+    file: str
+    rule: Literal["manifest", "missing", "size", "sha256", "stray"]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that verified, and the newer ones that did not, each with the reason."""
+
+    path: Path
+    manifest: CheckpointManifest
+    passed_over: tuple[tuple[Path, str], ...] = ()
+
+
+def step_name(step: int) -> str:
+    """`step-00012000` for 12000; names sort as steps do up to 99 999 999."""
+    if step < 0:
+        raise ValueError(f"step {step} must not be negative")
+    return f"step-{step:08d}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step of a folder name, or None when it is not one of ours."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match and step_name(int(match[1])) == name else None
+
+
+def list_files(folder: Path) -> list[str]:
+    """The relative names of all files below a folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The manifest of a step folder, migrated to the present version.
+
+    Raises InputError when there is none or its version is unknown, DamageError when it cannot be understood.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} has no {MANIFEST_NAME}: it is not a committed checkpoint")
+    if path.stat().st_size > _MANIFEST_LIMIT:
+        raise DamageError(f"{path} has {path.stat().st_size} bytes: a manifest has at most {_MANIFEST_LIMIT}")
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DamageError(f"{path} holds a {type(document).__name__}: a manifest is a JSON object")
+    try:
+        document = migrate(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    try:
+        return CheckpointManifest.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise DamageError(f"{path} breaks the checkpoint schema: {_first(error)}") from error
+
+
+def verify(folder: Path) -> list[Problem]:
+    """Everything that is wrong with a step folder: every byte of every file is read. Empty when it is whole."""
+    try:
+        manifest = read_manifest(folder)
+    except (InputError, DamageError) as error:
+        return [Problem(MANIFEST_NAME, "manifest", str(error))]
+    problems = []
+    step = parse_step(folder.name)
+    if step is not None and step != manifest.step:
+        message = f"says step {manifest.step}, the folder's name says {step}"
+        problems.append(Problem(MANIFEST_NAME, "manifest", message))
+    for name in sorted(manifest.files):
+        problem = check_file(folder, manifest, name)
+        if problem is not None:
+            problems.append(problem)
+    for name in list_files(folder):
+        if name not in manifest.files and name != MANIFEST_NAME:
+            problems.append(Problem(name, "stray", "is not in the manifest"))
+    return problems
+
+
+def check_file(folder: Path, manifest: CheckpointManifest, name: str) -> Problem | None:
+    """What is wrong with one file that the manifest lists, or None."""
+    record, path = manifest.files[name], folder / name
+    if not path.is_file():
+        return Problem(name, "missing", "is in the manifest but not in the folder")
+    size = path.stat().st_size
+    if size != record.bytes:
+        return Problem(name, "size", f"has {size} bytes, the manifest says {record.bytes}")
+    digest = sha256_file(path)
+    if digest != record.sha256:
+        return Problem(
+            name, "sha256", f"has SHA-256 {digest[:12]}..., the manifest says {record.sha256[:12]}..."
+        )
+    return None
+
+
+def find_latest(run: Path) -> Found | None:
+    """The newest checkpoint of a run that verifies; None when the run has no step folder yet.
+
+    `run` holds step folders itself or in `checkpoints/`. A file too many is no reason to pass a checkpoint over;
+    anything else is. Raises DamageError when there are step folders and none of them verifies, because a run
+    that quietly began again would lose them.
+    """
+    passed_over: list[tuple[Path, str]] = []
+    for path in _step_folders(run):
+        problems = [problem for problem in verify(path) if problem.rule != "stray"]
+        if not problems:
+            return Found(path, read_manifest(path), tuple(passed_over))
+        passed_over.append((path, "; ".join(str(problem) for problem in problems)))
+    if passed_over:
+        reasons = ". ".join(f"{path.name}: {why}" for path, why in passed_over)
+        raise DamageError(
+            f"no checkpoint of {run} verifies, restore one or start a new run folder. {reasons}"
+        )
+    return None
+
+
+def resolve(path: Path) -> Found:
+    """The checkpoint a user means by a path: a step folder, or a run folder, whose newest whole one it is.
+
+    Raises InputError when there is none there, DamageError when what is there does not verify.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}: pass a run folder or one of its step-... folders")
+    if parse_step(path.name) is not None or (path / MANIFEST_NAME).is_file():
+        problems = [problem for problem in verify(path) if problem.rule != "stray"]
+        if problems:
+            raise DamageError(f"checkpoint {path} does not verify. " + "; ".join(map(str, problems)))
+        return Found(path, read_manifest(path))
+    found = find_latest(path)
+    if found is None:
+        what = "is a data set folder" if (path / "dataset.json").is_file() else "holds no checkpoint"
+        raise InputError(f"{path} {what}: pass a run folder that has trained, or one of its step-... folders")
+    return found
+
+
+def _step_folders(run: Path) -> list[Path]:
+    """Step folders of a run, newest first."""
+    steps = []
+    for folder in (run, run / CHECKPOINTS_FOLDER):
+        if folder.is_dir():
+            for path in folder.iterdir():
+                step = parse_step(path.name)
+                if step is not None and path.is_dir():
+                    steps.append((step, path))
+    return [path for _, path in sorted(steps, reverse=True)]
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in detail["loc"]) or "the document"
+    return f"{place}: {detail['msg']}"
