@@ -25,14 +25,12 @@ TIE = 1e-12
 
 
 def resize(pictures: Array, size: int) -> torch.Tensor:
-    """Pictures of shape (n, 3, H, W) as float64 (n, 3, size, size), bilinear.
+    """Pictures of shape (n, channels, H, W) as float64 (n, channels, size, size), bilinear.
 
     Like torchvision's `Resize` on tensors with its default `antialias=True`: a shrinking picture is averaged,
     a growing one (the usual case at 425) is interpolated, where the flag has no effect.
     """
-    tensor = torch.as_tensor(pictures)
-    scale = 1.0 if tensor.is_floating_point() else 1 / 255
-    tensor = tensor.to(torch.float64) * scale
+    tensor = _floats(pictures)
     if tensor.shape[-2:] == (size, size):
         return tensor
     return functional.interpolate(tensor, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -57,8 +55,8 @@ def pixcorr(reconstructed: Array, seen: Array, *, size: int = 425) -> np.ndarray
         ValueError: the two are not pictures, or not equally many.
     """
     scores = []
-    for a, b in _resized_chunks(reconstructed, seen, size):
-        x, y = a.flatten(1), b.flatten(1)
+    for a, b in _chunks(reconstructed, seen):
+        x, y = resize(a, size).flatten(1), resize(b, size).flatten(1)
         scores.append((_unit_rows(x) * _unit_rows(y)).sum(1))
     return _joined(scores).clip(-1.0, 1.0)
 
@@ -67,9 +65,9 @@ def ssim(reconstructed: Array, seen: Array, *, size: int = 425) -> np.ndarray:
     """Structural similarity of the grey pictures (Wang et al. 2004), as MindEye2 computes it.
 
     Equal to scikit-image 0.20 and later: `structural_similarity(rgb2gray(a), rgb2gray(b), sigma=1.5,
-    gaussian_weights=True, use_sample_covariance=False, data_range=1)`. Published code passes `multichannel=True` as well,
-    which before 0.20 averaged one-dimensional SSIMs of columns and gave higher figures; this is the
-    two-dimensional meaning.
+    gaussian_weights=True, use_sample_covariance=False, data_range=1)`. Published code also passes
+    `multichannel=True`, which before 0.20 averaged one-dimensional SSIMs of columns and gave higher figures;
+    this is the two-dimensional meaning.
 
     Args:
         reconstructed: (n, 3, H, W).
@@ -88,19 +86,16 @@ def ssim(reconstructed: Array, seen: Array, *, size: int = 425) -> np.ndarray:
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     window = torch.exp(-0.5 * (offsets / sigma) ** 2)
     window /= window.sum()
-    gray = torch.tensor(GRAY_WEIGHTS, dtype=torch.float64).view(3, 1, 1)
     c1, c2 = 0.01**2, 0.03**2
     scores = []
-    for a, b in _resized_chunks(reconstructed, seen, size):
-        x, y = (a * gray).sum(1), (b * gray).sum(1)
-        # scikit-image pads, filters and cuts the padded border off again: a filter without padding.
-        stack = torch.stack((x, y, x * x, y * y, x * y)).flatten(0, 1).unsqueeze(1)
-        stack = functional.conv2d(
-            functional.conv2d(stack, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1)
+    # Grey before resizing: both are linear, so the order is free, and one channel costs a third of three.
+    for a, b in _chunks(reconstructed, seen):
+        x, y = resize(_gray(a), size), resize(_gray(b), size)
+        mx, my, squares, product = (_blur(part[:, 0], window) for part in (x, y, x * x + y * y, x * y))
+        means = mx * mx + my * my
+        similarity = (
+            (2 * mx * my + c1) * (2 * (product - mx * my) + c2) / ((means + c1) * (squares - means + c2))
         )
-        mx, my, xx, yy, xy = stack.view(5, len(x), *stack.shape[2:])
-        vx, vy, vxy = xx - mx * mx, yy - my * my, xy - mx * my
-        similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
         scores.append(similarity.mean((1, 2)))
     return _joined(scores)
 
@@ -162,8 +157,8 @@ def retrieval(
     """Top-1 retrieval by cosine similarity in random pools around the true one (Lin et al. 2022, MindEye).
 
     Image retrieval: a prediction picks its picture out of a pool of pictures. Brain retrieval: a picture
-    picks its prediction out of a pool of predictions, the others being of other pictures. A tie for first place
-    counts one over the number tied. (Several published codes carry the two names swapped.)
+    picks its prediction out of a pool of predictions, the others being of other pictures. A tie for first
+    place counts one over the number tied. (Several published codes carry the two names swapped.)
 
     Args:
         predicted: (n, d), or more dimensions, which are flattened.
@@ -264,7 +259,8 @@ def _truth(predicted: Array, candidates: Array, truth: np.ndarray | None) -> np.
     return index
 
 
-def _resized_chunks(a: Array, b: Array, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _chunks(a: Array, b: Array) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A few pictures of both at a time, as float64 in [0, 1]."""
     for name, value in (("reconstructed", a), ("seen", b)):
         if value.ndim != 4 or value.shape[1] != 3:
             raise ValueError(
@@ -276,7 +272,35 @@ def _resized_chunks(a: Array, b: Array, size: int) -> Iterator[tuple[torch.Tenso
         )
     for start in range(0, len(a), CHUNK_PICTURES):
         part = slice(start, start + CHUNK_PICTURES)
-        yield resize(a[part], size), resize(b[part], size)
+        yield _floats(a[part]), _floats(b[part])
+
+
+def _floats(pictures: Array) -> torch.Tensor:
+    tensor = torch.as_tensor(pictures)
+    return tensor.to(torch.float64) * (1.0 if tensor.is_floating_point() else 1 / 255)
+
+
+def _gray(pictures: torch.Tensor) -> torch.Tensor:
+    """Luminance with scikit-image's weights, (n, 1, H, W)."""
+    return (pictures * torch.tensor(GRAY_WEIGHTS, dtype=torch.float64).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _blur(maps: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Maps (n, H, W) filtered along both axes, without the border: scikit-image pads it and cuts it off again.
+
+    Shifted sums, one map at a time: ten times faster on a CPU than a float64 convolution.
+    """
+    taps = len(window)
+    done = []
+    for part in maps:
+        for axis in (0, 1):
+            length = part.shape[axis] - taps + 1
+            total = torch.zeros_like(part.narrow(axis, 0, length))
+            for k in range(taps):
+                total.add_(part.narrow(axis, k, length), alpha=float(window[k]))
+            part = total
+        done.append(part)
+    return torch.stack(done)
 
 
 def _joined(scores: list[torch.Tensor]) -> np.ndarray:
