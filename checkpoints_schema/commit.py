@@ -7,9 +7,10 @@
     discard(staging)                             rank 0 instead, when any rank failed
 
 A folder named `step-...` is therefore whole, or damaged after the fact. One rule protects what is committed:
-**a step folder that verifies is never replaced.** Committing the same step again is refused, unless every file
-(the model card aside) is the same to the byte, as an exact replay gives: then the old folder stays and the new
-one is dropped. A step folder that does not verify is of no use to any reader, and the new one takes its place.
+**a step folder that verifies is never replaced.** Committing the same step again is refused, unless every
+file (the model card aside) is the same to the byte, as an exact replay gives: then the old folder stays and
+the new one is dropped. A step folder that does not verify is of no use to any reader, and the new one takes
+its place.
 """
 
 import os
@@ -25,6 +26,7 @@ from fmri2img.checkpoints_schema.manifest import (
     CheckpointManifest,
     FileRecord,
     check_name,
+    sealed,
 )
 from fmri2img.checkpoints_schema.read import list_files, parse_step, read_manifest, step_name, verify
 from fmri2img.errors import DamageError, InputError
@@ -81,7 +83,7 @@ def commit(staging: Path, final: Path, manifest: CheckpointManifest) -> Path:
     if not _STAGING.fullmatch(staging.name) or staging.parent != final.parent:
         raise ValueError(f"{staging} must come from stage(), beside {final}")
     _check_staged(staging, manifest)
-    write_json(staging / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    write_json(staging / MANIFEST_NAME, sealed(manifest.model_dump(mode="json")))
     for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
         fsync_folder(folder)
     fsync_folder(staging)
@@ -110,7 +112,7 @@ def discard(staging: Path) -> None:
 def clean_stale(folder: Path) -> list[Path]:
     """Remove what killed runs left half written, and return it.
 
-    Call it from one process, before training begins: a staging folder that is still being written would go too.
+    Call it from one process, before training begins: a folder that is still being written would go too.
     """
     if not folder.is_dir():
         return []
@@ -123,9 +125,7 @@ def clean_stale(folder: Path) -> list[Path]:
 def _check_staged(staging: Path, manifest: CheckpointManifest) -> None:
     present = set(list_files(staging)) - {MANIFEST_NAME}
     for name in sorted(present - set(manifest.files)):
-        raise DamageError(
-            f"{staging / name} is in no rank's records: a checkpoint holds only files it can vouch for"
-        )
+        raise DamageError(f"{staging / name} is in no rank's records: the manifest must list every file")
     for name, record in sorted(manifest.files.items()):
         if name not in present:
             raise DamageError(

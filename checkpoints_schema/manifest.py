@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, field_validator
 
+from fmri2img.files import digest_json
+
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.safetensors"
@@ -62,6 +64,7 @@ class CheckpointManifest(Record):
     """`manifest.json`, schema version 1. Every file of the folder but the manifest itself is in `files`.
 
     Names in `files` are relative, with `/` between folders. `created_at` is UTC, `2026-11-20T14:00:00Z`.
+    `seal` is set by the commit: the SHA-256 of everything else in the document, see `sealed`.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -77,6 +80,7 @@ class CheckpointManifest(Record):
     created_at: str = Field(
         default_factory=lambda: utc_now(), pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$"
     )
+    seal: Digest | None = None
 
     @field_validator("files")
     @classmethod
@@ -95,13 +99,19 @@ def check_name(name: str) -> None:
         raise ValueError(f"file name {name!r} cannot be listed: the manifest lists the other files")
 
 
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's document with its `seal`: the SHA-256 of the canonical JSON of all its other keys."""
+    rest = {key: value for key, value in document.items() if key != "seal"}
+    return {**rest, "seal": digest_json(rest)}
+
+
 def utc_now() -> str:
     """The present second in UTC, as `created_at` holds it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def versions() -> dict[str, str]:
-    """The versions that explain a checkpoint's bytes: this package, Python, and the libraries that trained it."""
+    """The versions that explain a checkpoint's bytes: this package, Python, the libraries that trained it."""
     found = {"python": platform.python_version()}
     for name in ("fmri2img", "torch", "deepspeed", "accelerate", "safetensors", "numpy"):
         try:

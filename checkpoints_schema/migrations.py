@@ -29,7 +29,7 @@ def migrate(
     version = document.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InputError(
-            f"schema_version is {version!r}, not a whole number from 1: this is no checkpoint manifest of fmri2img"
+            f"schema_version is {version!r}, not a whole number from 1: this is no checkpoint of fmri2img"
         )
     if version > to:
         raise InputError(

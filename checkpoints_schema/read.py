@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from fmri2img.checkpoints_schema.manifest import MANIFEST_NAME, CheckpointManifest
+from fmri2img.checkpoints_schema.manifest import MANIFEST_NAME, CheckpointManifest, ParentRecord, sealed
 from fmri2img.checkpoints_schema.migrations import migrate
 from fmri2img.errors import DamageError, InputError
 from fmri2img.files import sha256_file
@@ -23,7 +23,7 @@ class Problem:
     """One way in which a folder differs from its manifest. `file` is relative to the folder."""
 
     file: str
-    rule: Literal["manifest", "missing", "size", "sha256", "stray"]
+    rule: Literal["manifest", "missing", "unreadable", "size", "sha256", "stray"]
     message: str
 
     def __str__(self) -> str:
@@ -69,22 +69,28 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise DamageError(f"{path} has {path.stat().st_size} bytes: a manifest has at most {_MANIFEST_LIMIT}")
     try:
         document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DamageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise DamageError(f"{path} holds a {type(document).__name__}: a manifest is a JSON object")
     try:
-        document = migrate(document)
+        migrated = migrate(document)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    if document != sealed(document):
+        raise DamageError(
+            f"{path} was changed after it was committed: its seal is not the digest of the rest"
+        )
     try:
-        return CheckpointManifest.model_validate_json(json.dumps(document))
+        return CheckpointManifest.model_validate_json(json.dumps(migrated))
     except ValidationError as error:
         raise DamageError(f"{path} breaks the checkpoint schema: {_first(error)}") from error
 
 
 def verify(folder: Path) -> list[Problem]:
-    """Everything that is wrong with a step folder: every byte of every file is read. Empty when it is whole."""
+    """Everything that is wrong with a step folder, every byte of it read. Empty when it is whole."""
     try:
         manifest = read_manifest(folder)
     except (InputError, DamageError) as error:
@@ -112,7 +118,10 @@ def check_file(folder: Path, manifest: CheckpointManifest, name: str) -> Problem
     size = path.stat().st_size
     if size != record.bytes:
         return Problem(name, "size", f"has {size} bytes, the manifest says {record.bytes}")
-    digest = sha256_file(path)
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        return Problem(name, "unreadable", f"cannot be read: {error.strerror}")
     if digest != record.sha256:
         return Problem(
             name, "sha256", f"has SHA-256 {digest[:12]}..., the manifest says {record.sha256[:12]}..."
@@ -123,9 +132,9 @@ def check_file(folder: Path, manifest: CheckpointManifest, name: str) -> Problem
 def find_latest(run: Path) -> Found | None:
     """The newest checkpoint of a run that verifies; None when the run has no step folder yet.
 
-    `run` holds step folders itself or in `checkpoints/`. A file too many is no reason to pass a checkpoint over;
-    anything else is. Raises DamageError when there are step folders and none of them verifies, because a run
-    that quietly began again would lose them.
+    `run` holds step folders itself or in `checkpoints/`. A file too many is no reason to pass a checkpoint
+    over; anything else is. Raises DamageError when there are step folders and none of them verifies, because
+    a run that quietly began again would lose them.
     """
     passed_over: list[tuple[Path, str]] = []
     for path in _step_folders(run):
@@ -135,9 +144,7 @@ def find_latest(run: Path) -> Found | None:
         passed_over.append((path, "; ".join(str(problem) for problem in problems)))
     if passed_over:
         reasons = ". ".join(f"{path.name}: {why}" for path, why in passed_over)
-        raise DamageError(
-            f"no checkpoint of {run} verifies, restore one or start a new run folder. {reasons}"
-        )
+        raise DamageError(f"no checkpoint of {run} verifies: restore one or start a new run. {reasons}")
     return None
 
 
@@ -158,6 +165,17 @@ def resolve(path: Path) -> Found:
         what = "is a data set folder" if (path / "dataset.json").is_file() else "holds no checkpoint"
         raise InputError(f"{path} {what}: pass a run folder that has trained, or one of its step-... folders")
     return found
+
+
+def parent_record(found: Found) -> ParentRecord:
+    """How a child's manifest names the checkpoint it started from; the path is `run/step-...`, no more."""
+    folder = found.path.resolve()
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS_FOLDER else folder.parent
+    return ParentRecord(
+        path=f"{run.name}/{folder.name}",
+        manifest_sha256=sha256_file(folder / MANIFEST_NAME),
+        step=found.manifest.step,
+    )
 
 
 def _step_folders(run: Path) -> list[Path]:

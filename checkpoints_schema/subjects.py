@@ -29,9 +29,9 @@ def check_subjects(
     unequal = {subject: voxels for subject, voxels in wanted.items() if has[subject] != voxels}
     if unequal:
         raise InputError(
-            f"{checkpoint} was trained on {_counts({subject: has[subject] for subject in unequal})}, the data hold "
-            f"{_counts(unequal)}: a head fits one voxel count. Pass the data set it was trained on "
-            f"({', '.join(sorted({manifest.subjects[subject].dataset for subject in unequal}))}), "
+            f"{checkpoint} was trained on {_counts({subject: has[subject] for subject in unequal})}, "
+            f"the data hold {_counts(unequal)}: a head fits one voxel count. Pass the data set it was "
+            f"trained on ({', '.join(sorted({manifest.subjects[subject].dataset for subject in unequal}))}), "
             "or finetune on this one"
         )
 
@@ -39,8 +39,8 @@ def check_subjects(
 def other_data(manifest: CheckpointManifest, fingerprints: Mapping[str, str]) -> list[str]:
     """The subjects whose data set fingerprint differs from the one their head was trained on, sorted.
 
-    `fingerprints` maps a subject's id to the fingerprint at hand; subjects the checkpoint does not know are left
-    to `check_subjects`.
+    `fingerprints` maps a subject's id to the fingerprint at hand; subjects the checkpoint does not know are
+    left to `check_subjects`.
     """
     return sorted(
         subject

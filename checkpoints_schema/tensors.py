@@ -20,8 +20,9 @@ def save_tensors(
 ) -> None:
     """Write tensors, of any device and layout, as one safetensors file; equal tensors give equal bytes.
 
-    Tensors that share memory are written once each, so that every name can be read alone. The metadata go into
-    the header as canonical JSON under the one key `fmri2img`: safetensors writes several keys in random order.
+    Tensors that share memory are written once each, so that every name can be read alone. The metadata go
+    into the header as canonical JSON under the one key `fmri2img`: safetensors writes several keys in random
+    order.
     """
     from safetensors.torch import save_file
 
@@ -46,7 +47,7 @@ def load_tensors(
 ) -> dict[str, "torch.Tensor"]:
     """The tensors of one file of a checkpoint, on the CPU, after its size and SHA-256 were checked.
 
-    Raises InputError when the manifest lists no such file, DamageError when its bytes are not those committed.
+    Raises InputError when the manifest lists no such file, DamageError when its bytes changed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -68,5 +69,5 @@ def load_tensors(
 def _check_suffix(path: Path) -> None:
     if path.suffix != _SUFFIX:
         raise InputError(
-            f"{path.name} is not a safetensors file: only those are read and written, never pickles"
+            f"{path.name} is no safetensors file: only those are read and written, never pickles"
         )
