@@ -1,0 +1,292 @@
+"""Reads a data set folder: any sample by its place in an index, every byte checked against it.
+
+Opening reads the manifest alone; indices and shards are read when first needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fmri2img.datasets.files import FilePool, damage
+from fmri2img.datasets.index import ColumnIndex, unpack_index
+from fmri2img.datasets.manifest import (
+    DatasetManifest,
+    FeatureSpaceEntry,
+    FileEntry,
+    SplitEntry,
+    SubjectEntry,
+    read_manifest,
+)
+from fmri2img.datasets.npy import unpack, unpack_npz
+from fmri2img.datasets.samples import Samples, concatenate
+from fmri2img.errors import InputError
+
+BETAS = "betas.npy"
+
+
+class Dataset:
+    """A data set folder, opened for reading.
+
+    Safe to use from several threads, and picklable: a copy in another process opens its own files. Every
+    read is checked, and raises `DamageError` naming file, sample key and rule where stored bytes are wrong.
+    """
+
+    def __init__(self, path: Path, manifest: DatasetManifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._files = FilePool(path)
+        self._indices: dict[tuple[int, str], ColumnIndex] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Open a folder written by `build_dataset`.
+
+        Raises:
+            InputError: no such folder or manifest, or a schema version this fmri2img does not know.
+            DamageError: the manifest is damaged, or the folder holds a shard that is not in it.
+        """
+        root = Path(path).absolute()
+        manifest = read_manifest(root)
+        for file in stray_shards(root, manifest):
+            rule = "this shard is not in the manifest, so it is not part of the data set: move it away"
+            raise damage(root, file, rule)
+        return cls(root, manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Dataset.__init__(self, state["path"], state["manifest"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of subjects, splits, normalisation, responses and stimuli; feature spaces leave it as it is."""
+        return self.manifest.fingerprint
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject ids, sorted."""
+        return sorted(self.manifest.subjects)
+
+    @property
+    def splits(self) -> dict[str, SplitEntry]:
+        """The named splits."""
+        return self.manifest.splits
+
+    @property
+    def feature_spaces(self) -> dict[str, FeatureSpaceEntry]:
+        """The cached feature spaces by name."""
+        return self.manifest.feature_spaces
+
+    def voxels(self, subject: str) -> int:
+        """Number of voxels of a subject."""
+        return self._subject(subject).voxels
+
+    def voxel_table(self, subject: str) -> dict[str, np.ndarray]:
+        """Per-voxel arrays `(voxels, ...)`: `roi` strings, `noise_ceiling` float32 in [0, 1], others free."""
+        return self._arrays(self._subject(subject).table)
+
+    def samples(self, subject: str, split: str) -> Samples:
+        """The samples of one subject in a partition (`train`, `test`) or a named split, in shard order."""
+        self._subject(subject)
+        if split not in self.manifest.splits:
+            raise InputError(
+                f"{split!r} is not a split of {self.path}: use one of {sorted(self.manifest.splits)}."
+            )
+        entry = self.manifest.splits[split]
+        tables = []
+        for number, shard in enumerate(self.manifest.shards):
+            if (shard.subject, shard.partition) != (subject, entry.partition):
+                continue
+            index = self._index(number, "responses")
+            count = len(index.keys)
+            tables.append(
+                Samples(
+                    subject=subject,
+                    keys=index.keys,
+                    nsd_id=index.extra["nsd_id"].astype(np.int64),
+                    repeats=index.extra["repeats"].astype(np.int64),
+                    sessions=index.extra["sessions"],
+                    shard=np.full(count, number),
+                    row=np.arange(count),
+                )
+            )
+        table = concatenate(subject, tables)
+        return table if entry.nsd_ids is None else table.take(np.isin(table.nsd_id, entry.nsd_ids))
+
+    def responses(self, samples: Samples, i: int) -> np.ndarray:
+        """float16 `(repeats, voxels)`, every repeat of sample `i` in the order measured."""
+        shape = (int(samples.repeats[i]), self.voxels(samples.subject))
+        return self._array(samples, i, "responses", BETAS, shape, np.dtype(np.float16))
+
+    def trials(self, samples: Samples, i: int) -> list[dict[str, int]]:
+        """Session and trial (its number within the session, from 1) of every repeat of sample `i`."""
+        trials: list[dict[str, int]] = json.loads(self._member(samples, i, "responses", "json"))["trials"]
+        return trials
+
+    def picture(self, samples: Samples, i: int) -> np.ndarray:
+        """uint8 `(height, width, 3)`, the picture seen."""
+        index = self._index(int(samples.shard[i]), "stimuli")
+        ending = next(name for name in index.fields if name != "json")
+        with Image.open(
+            io.BytesIO(self._member(samples, i, "stimuli", ending)), formats=["PNG", "JPEG"]
+        ) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def captions(self, samples: Samples, i: int) -> list[str]:
+        """The captions of the picture, possibly none."""
+        captions: list[str] = json.loads(self._member(samples, i, "stimuli", "json"))["captions"]
+        return captions
+
+    def feature(self, samples: Samples, i: int, space: str) -> np.ndarray:
+        """The picture's cached feature, of the shape and dtype of the space."""
+        entry = self._space(space)
+        return self._array(samples, i, space, "npy", tuple(entry.shape), np.dtype(entry.dtype))
+
+    def feature_statistics(self, space: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over training pictures, float32 of the space's shape.
+
+        The standard deviation of a constant feature is given as 1, so that dividing by it is harmless.
+        """
+        arrays = self._arrays(self._space(space).statistics)
+        return arrays["mean"], arrays["std"]
+
+    def read_trials(
+        self, samples: Samples, rows: Sequence[int] | np.ndarray, repeats: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        """One trial of each of several samples, read and checked without the sample's other repeats.
+
+        Args:
+            rows: (n,) indices into `samples`.
+            repeats: (n,) which repeat of each, from 0.
+
+        Returns:
+            float32 `(n, voxels)`.
+        """
+        voxels = self.voxels(samples.subject)
+        out = np.empty((len(rows), voxels), np.float32)
+        for line, (i, repeat) in enumerate(zip(rows, repeats, strict=True)):
+            number, row = int(samples.shard[i]), int(samples.row[i])
+            index, key = self._index(number, "responses"), str(samples.keys[i])
+            count = int(index.extra["repeats"][row])
+            if not 0 <= repeat < count:
+                raise InputError(f"{key} has repeats 0 to {count - 1}, not {repeat}: choose one of these.")
+            field = index.fields.index(BETAS)
+            start = (
+                int(index.offset[row, field])
+                + int(index.size[row, field])
+                - (count - int(repeat)) * voxels * 2
+            )
+            crc32 = int(index.extra["trial_crc32"][row, repeat])
+            entry = self.manifest.shards[number].columns["responses"]
+            out[line] = np.frombuffer(self._files.read(entry, start, voxels * 2, crc32, key), np.float16)
+        return out
+
+    def read_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
+        """Cached features of several samples, float32 `(n, *shape)`."""
+        out = np.empty((len(rows), *self._space(space).shape), np.float32)
+        for line, i in enumerate(rows):
+            out[line] = self.feature(samples, int(i), space)
+        return out
+
+    def index(self, shard: int, column: str) -> ColumnIndex:
+        """The index of a column of the manifest's shard number `shard`, checked against its digest."""
+        return self._index(shard, column)
+
+    def _subject(self, subject: str) -> SubjectEntry:
+        if subject not in self.manifest.subjects:
+            raise InputError(f"{subject!r} is not a subject of {self.path}: use one of {self.subjects}.")
+        return self.manifest.subjects[subject]
+
+    def _space(self, space: str) -> FeatureSpaceEntry:
+        if space not in self.manifest.feature_spaces:
+            raise InputError(
+                f"{space!r} is not a feature space of {self.path}, which has {sorted(self.manifest.feature_spaces)}: "
+                "add it with `fmri2img features`."
+            )
+        return self.manifest.feature_spaces[space]
+
+    def _arrays(self, entry: FileEntry) -> dict[str, np.ndarray]:
+        try:
+            return unpack_npz(read_checked(self.path, entry))
+        except ValueError as error:
+            raise damage(self.path, entry.file, str(error)) from None
+
+    def _index(self, number: int, column: str) -> ColumnIndex:
+        found = self._indices.get((number, column))
+        if found is None:
+            shard = self.manifest.shards[number]
+            entry = shard.columns[column]
+            data = read_checked(self.path, entry.index)
+            try:
+                found = unpack_index(data, column=column, samples=shard.samples, tar_bytes=entry.bytes)
+            except ValueError as error:
+                raise damage(self.path, entry.index.file, str(error)) from None
+            with self._lock:
+                self._indices[number, column] = found
+        return found
+
+    def _member(self, samples: Samples, i: int, column: str, ending: str) -> bytes:
+        number, row, key = int(samples.shard[i]), int(samples.row[i]), str(samples.keys[i])
+        index = self._index(number, column)
+        entry = self.manifest.shards[number].columns[column]
+        if index.keys[row] != key or ending not in index.fields:
+            raise damage(
+                self.path, entry.index.file, f"row {row} is {index.keys[row]} with {index.fields}", key
+            )
+        field = index.fields.index(ending)
+        place = int(index.offset[row, field]), int(index.size[row, field]), int(index.crc32[row, field])
+        return self._files.read(entry, *place, key)
+
+    def _array(
+        self, samples: Samples, i: int, column: str, ending: str, shape: tuple[int, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        data = self._member(samples, i, column, ending)
+        file, key = self.manifest.shards[int(samples.shard[i])].columns[column].file, str(samples.keys[i])
+        try:
+            array = unpack(data)
+        except ValueError as error:
+            raise damage(self.path, file, str(error), key) from None
+        if array.shape != shape or array.dtype != dtype:
+            raise damage(self.path, file, f"{array.shape} {array.dtype} instead of {shape} {dtype}", key)
+        return array
+
+
+def read_checked(root: Path, entry: FileEntry) -> bytes:
+    """The whole of a small file, checked against the manifest.
+
+    Raises:
+        DamageError: it is missing, or has another size or digest.
+    """
+    try:
+        with open(root / entry.file, "rb") as file:
+            data = file.read(entry.bytes + 1)
+    except FileNotFoundError:
+        raise damage(root, entry.file, "the file is missing") from None
+    if len(data) != entry.bytes:
+        longer = "more than " if len(data) > entry.bytes else ""
+        raise damage(
+            root,
+            entry.file,
+            f"{longer}{min(len(data), entry.bytes)} bytes, but the manifest says {entry.bytes}",
+        )
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise damage(root, entry.file, "its sha256 is not the manifest's")
+    return data
+
+
+def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:
+    """Tars whose shard the manifest does not know; columns left by an unfinished feature job are not among them."""
+    known = {shard.name for shard in manifest.shards}
+    tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
+    tars += sorted(path.name for path in root.glob("*.tar"))
+    return [tar for tar in tars if not Path(tar).name.startswith(".") and tar.split(".")[0] not in known]
