@@ -41,12 +41,17 @@ def write_captions(scene: Scene, seed: int, nsd_id: int) -> list[str]:
     if others:
         other = others[int(rng.integers(len(others)))]
         near = _thing(rng, main, size=True, place=False)
-        captions.append(f"{near} {_relation(scene, main, other)} {_thing(rng, other, size=True, place=False)}")
+        captions.append(
+            f"{near} {_relation(scene, main, other)} {_thing(rng, other, size=True, place=False)}"
+        )
     return captions
 
 
 def _thing(rng: np.random.Generator, thing: SceneObject, *, size: bool, place: bool) -> str:
-    words = [_pick(rng, COLOUR_WORDS.get(thing.colour, (thing.colour,))), _pick(rng, SHAPES[thing.kind].words)]
+    words = [
+        _pick(rng, COLOUR_WORDS.get(thing.colour, (thing.colour,))),
+        _pick(rng, SHAPES[thing.kind].words),
+    ]
     if size:
         words.insert(0, _pick(rng, SIZE_WORDS[thing.size]))
     if place:
@@ -82,9 +87,13 @@ def _backdrop(rng: np.random.Generator, background: Background) -> str:
     if background.kind == "gradient":
         return f"on a background {_pick(rng, ('fading', 'shading'))} from {first} to {second}"
     if background.kind == "stripes":
-        return _pick(rng, (f"on {first} and {second} stripes", f"on a striped {first} and {second} background"))
+        return _pick(
+            rng, (f"on {first} and {second} stripes", f"on a striped {first} and {second} background")
+        )
     if background.kind == "checker":
-        return f"on {_with_article(first)} and {second} {_pick(rng, ('checkerboard', 'chequered background'))}"
+        return (
+            f"on {_with_article(first)} and {second} {_pick(rng, ('checkerboard', 'chequered background'))}"
+        )
     return f"under {_with_article(first)} sky above {second} ground"
 
 

@@ -45,7 +45,11 @@ BACKGROUND_COLOURS: dict[str, Colour] = {
     "charcoal": (62, 64, 72),
 }
 BACKGROUNDS: tuple[str, ...] = ("plain", "gradient", "stripes", "checker", "horizon")
-SIZES: dict[str, tuple[float, float]] = {"large": (0.24, 0.31), "medium": (0.15, 0.19), "small": (0.095, 0.12)}
+SIZES: dict[str, tuple[float, float]] = {
+    "large": (0.24, 0.31),
+    "medium": (0.15, 0.19),
+    "small": (0.095, 0.12),
+}
 """Radius of an object as a share of the picture's width."""
 COLUMNS: tuple[str, ...] = ("left", "centre", "right")
 ROWS: tuple[str, ...] = ("top", "middle", "bottom")
@@ -101,7 +105,9 @@ def draw_scene(seed: int, nsd_id: int) -> Scene:
     for i in range(count):
         size = "large" if rng.random() < 0.8 else "medium"
         if i > 0:
-            size = "medium" if size == "large" and objects[0].size == "large" and rng.random() < 0.5 else "small"
+            size = (
+                "medium" if size == "large" and objects[0].size == "large" and rng.random() < 0.5 else "small"
+            )
         objects.append(_draw_object(rng, str(kinds[i]), str(colours[i]), size, int(cells[i])))
     return Scene(tuple(objects), _painting_order(rng, objects), background)
 
@@ -149,7 +155,9 @@ def _painting_order(rng: np.random.Generator, objects: list[SceneObject]) -> tup
 
 def _vary(rng: np.random.Generator, rgb: Colour) -> Colour:
     """A shade near a named colour, so that pixels are not a lookup table of words."""
-    red, green, blue = np.clip(np.array(rgb) * rng.uniform(0.9, 1.08) + rng.normal(0, 5, 3), 0, 255).astype(int)
+    red, green, blue = np.clip(np.array(rgb) * rng.uniform(0.9, 1.08) + rng.normal(0, 5, 3), 0, 255).astype(
+        int
+    )
     return int(red), int(green), int(blue)
 
 

@@ -80,9 +80,7 @@ SHAPES: dict[str, Shape] = {
     "triangle": Shape((Part(polygon((0, -1), (0.95, 0.75), (-0.95, 0.75))),), 15, ("triangle",)),
     "star": Shape((Part(_star()),), 25, ("star",)),
     "ring": Shape((Part(_ring()),), 0, ("ring", "hoop")),
-    "cross": Shape(
-        (Part(box(-0.32, -1, 0.32, 1)), Part(box(-1, -0.32, 1, 0.32))), 20, ("cross", "plus")
-    ),
+    "cross": Shape((Part(box(-0.32, -1, 0.32, 1)), Part(box(-1, -0.32, 1, 0.32))), 20, ("cross", "plus")),
     "heart": Shape((Part(_heart()),), 18, ("heart",)),
     "moon": Shape((Part(_moon()),), 25, ("moon", "crescent")),
     "flower": Shape(_flower(), 30, ("flower", "blossom")),
