@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, field
 
 from fmri2img.files import digest_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"

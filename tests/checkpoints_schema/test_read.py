@@ -40,7 +40,7 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(bytes(data))
 
 
-def edit_manifest(folder: Path, *, seal: bool = True, **changes: object) -> None:
+def edit_manifest(folder: Path, changes: dict[str, object], *, seal: bool = True) -> None:
     document = json.loads((folder / "manifest.json").read_text()) | changes
     write_json(folder / "manifest.json", sealed(document) if seal else document)
 
@@ -121,14 +121,14 @@ def test_a_manifest_that_breaks_the_schema_is_named(
     committed: Commit, change: dict[str, object], message: str
 ) -> None:
     path = committed(10)
-    edit_manifest(path, **change)
+    edit_manifest(path, change)
     assert rules(verify(path))[0] == ("manifest.json", "manifest")
     assert message in str(verify(path)[0])
 
 
 def test_an_edited_manifest_is_found_by_its_seal(committed: Commit) -> None:
     path = committed()
-    edit_manifest(path, seal=False, metrics={"loss": 0.1})
+    edit_manifest(path, {"metrics": {"loss": 0.1}}, seal=False)
     with pytest.raises(DamageError, match="changed after it was committed"):
         read_manifest(path)
 
@@ -226,7 +226,7 @@ def test_a_pickle_is_never_loaded_whatever_its_name(committed: Commit, tmp_path:
     (path / name).write_bytes(pickle.dumps(Payload(trace)))
     record = {"bytes": (path / name).stat().st_size, "sha256": sha256_file(path / name)}
     files = json.loads((path / "manifest.json").read_text())["files"] | {name: record}
-    edit_manifest(path, files=files)
+    edit_manifest(path, {"files": files})
     assert verify(path) == []
     with pytest.raises((InputError, DamageError), match="safetensors file"):
         load_tensors(path, name)
@@ -244,7 +244,7 @@ def test_tensors_that_share_memory_or_are_views_round_trip(committed: Commit) ->
         "bytes": (path / "views.safetensors").stat().st_size,
         "sha256": sha256_file(path / "views.safetensors"),
     }
-    edit_manifest(path, files={"views.safetensors": record})
+    edit_manifest(path, {"files": {"views.safetensors": record}})
     loaded = load_tensors(path, "views.safetensors")
     assert loaded.pop("bf16").dtype == torch.bfloat16
     assert sorted(loaded) == sorted(tensors)

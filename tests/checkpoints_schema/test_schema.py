@@ -22,7 +22,7 @@ from fmri2img.checkpoints_schema import (
     verify,
 )
 from fmri2img.checkpoints_schema.manifest import schema_path, schema_text, sealed
-from fmri2img.checkpoints_schema.migrations import MIGRATIONS, migrate
+from fmri2img.checkpoints_schema.migrations import MIGRATIONS, Migration, migrate
 from fmri2img.errors import InputError
 from fmri2img.files import write_json
 
@@ -84,7 +84,7 @@ def test_a_version_that_is_none_is_refused(version: object) -> None:
 
 
 def test_migrations_run_one_version_at_a_time_and_change_nothing_in_place() -> None:
-    steps = {
+    steps: dict[int, Migration] = {
         1: lambda document: {**document, "trail": [*document["trail"], 1]},
         2: lambda document: {**document, "trail": [*document["trail"], 2]},
     }
@@ -97,7 +97,7 @@ def test_migrations_run_one_version_at_a_time_and_change_nothing_in_place() -> N
 
 def test_a_manifest_cannot_be_changed_or_hold_what_json_cannot(manifest: CheckpointManifest) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        manifest.step = 3
+        manifest.step = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="finite"):
         CheckpointManifest.model_validate(manifest.model_dump() | {"metrics": {"loss": float("nan")}})
     with pytest.raises(ValidationError, match="bytes"):
