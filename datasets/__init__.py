@@ -2,18 +2,28 @@
 
 from fmri2img.datasets.build import build_dataset
 from fmri2img.datasets.dataset import Dataset
+from fmri2img.datasets.features import add_feature_space
+from fmri2img.datasets.info import info
 from fmri2img.datasets.manifest import DatasetManifest, FeatureSpaceEntry
+from fmri2img.datasets.plan import SamplingPlan, hold_out
 from fmri2img.datasets.samples import Samples
 from fmri2img.datasets.source import Progress, SessionTrials, SubjectSource, TrialSource
+from fmri2img.datasets.verify import Problem, verify
 
 __all__ = [
     "Dataset",
     "DatasetManifest",
     "FeatureSpaceEntry",
+    "Problem",
     "Progress",
     "Samples",
+    "SamplingPlan",
     "SessionTrials",
     "SubjectSource",
     "TrialSource",
+    "add_feature_space",
     "build_dataset",
+    "hold_out",
+    "info",
+    "verify",
 ]

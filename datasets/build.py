@@ -23,7 +23,7 @@ from fmri2img.datasets.dataset import BETAS, Dataset
 from fmri2img.datasets.manifest import PARTITIONS, RESERVED_FOLDERS, seal, write_manifest
 from fmri2img.datasets.npy import pack, pack_npz
 from fmri2img.datasets.source import Progress, SubjectSource, TrialSource, silent
-from fmri2img.datasets.spill import TrialSpill, check_session, session_numbers, mark_test
+from fmri2img.datasets.spill import TrialSpill, check_session, mark_test, session_numbers
 from fmri2img.datasets.statistics import Moments
 from fmri2img.datasets.writer import Sample, write_column, write_file
 from fmri2img.errors import Fmri2imgError, InputError
@@ -62,7 +62,7 @@ def build_dataset(
         )
     if samples_per_shard < 1 or normalise not in get_args(Normalise):
         raise InputError(
-            f"samples_per_shard={samples_per_shard} and normalise={normalise!r} must be at least 1 and one of "
+            f"samples_per_shard={samples_per_shard} must be at least 1, and normalise={normalise!r} one of "
             f"{list(get_args(Normalise))}."
         )
     try:
@@ -74,7 +74,8 @@ def build_dataset(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise Fmri2imgError(
-            f"No space is left for {out} ({error.strerror}), so nothing was built: free some or choose another disk."
+            f"No space is left for {out} ({error.strerror}), so nothing was built: "
+            "free some or choose another disk."
         ) from error
     return Dataset.open(out)
 
@@ -173,7 +174,7 @@ class _Build:
         spread = float(np.median(pooled.mean_std()[1])) if pooled.count else 1.0
         if spread < 1e-3:
             raise InputError(
-                f"{subject}: responses vary by {spread:g} (median over voxels), too little for float16 to keep: "
+                f"{subject}: responses vary by {spread:g} (median over voxels), too little for float16: "
                 "multiply them, or build with normalise 'session'."
             )
 
@@ -258,14 +259,14 @@ class _Responses:
 
     def _normalised(self, position: int) -> np.ndarray:
         mean, std = self.scales[self.spill.session[position]]
-        response = (self.spill.response(position) - mean) / std
+        response: np.ndarray = (self.spill.response(position) - mean) / std
         large = np.abs(response) > LARGEST
         if large.any():
             if self.normalise == "none":
+                where = f"session {self.spill.session[position]}, trial {self.spill.trial[position]}"
                 raise InputError(
-                    f"{self.subject}, session {self.spill.session[position]}, trial {self.spill.trial[position]}: the "
-                    f"response {response[large][0]:g} does not fit float16 (at most {LARGEST:g}): rescale the "
-                    "responses, or build with normalise 'session'."
+                    f"{self.subject}, {where}: the response {response[large][0]:g} does not fit float16 (at "
+                    f"most {LARGEST:g}): rescale the responses, or build with normalise 'session'."
                 )
             self.clipped += int(large.sum())
             response = np.clip(response, -LARGEST, LARGEST)
@@ -281,7 +282,8 @@ def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise InputError(
-            f"Picture {nsd_id} is {picture.dtype} {picture.shape}, and must be uint8 (height, width, 3): correct the source."
+            f"Picture {nsd_id} is {picture.dtype} {picture.shape}, and must be uint8 (height, width, 3): "
+            "correct the source."
         )
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
@@ -294,8 +296,8 @@ def _voxel_table(subject: str, source: SubjectSource) -> tuple[dict[str, np.ndar
     for name, array in table.items():
         if array.ndim < 1 or len(array) != source.voxels or array.dtype.kind not in "biufU":
             raise InputError(
-                f"{subject}: {name} of the voxel table is {array.dtype} {array.shape}, and must be numbers or strings "
-                f"with {source.voxels} entries, one a voxel."
+                f"{subject}: {name} of the voxel table is {array.dtype} {array.shape}, and must be numbers "
+                f"or strings with {source.voxels} entries, one a voxel."
             )
     ceiling = table.get("noise_ceiling")
     if ceiling is not None:

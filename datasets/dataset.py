@@ -69,7 +69,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of subjects, splits, normalisation, responses and stimuli; feature spaces leave it as it is."""
+        """Digest of subjects, splits, normalisation, responses and stimuli, not of feature spaces."""
         return self.manifest.fingerprint
 
     @property
@@ -103,25 +103,27 @@ class Dataset:
                 f"{split!r} is not a split of {self.path}: use one of {sorted(self.manifest.splits)}."
             )
         entry = self.manifest.splits[split]
-        tables = []
-        for number, shard in enumerate(self.manifest.shards):
-            if (shard.subject, shard.partition) != (subject, entry.partition):
-                continue
-            index = self._index(number, "responses")
-            count = len(index.keys)
-            tables.append(
-                Samples(
-                    subject=subject,
-                    keys=index.keys,
-                    nsd_id=index.extra["nsd_id"].astype(np.int64),
-                    repeats=index.extra["repeats"].astype(np.int64),
-                    sessions=index.extra["sessions"],
-                    shard=np.full(count, number),
-                    row=np.arange(count),
-                )
-            )
+        tables = [
+            self.shard_samples(number)
+            for number, shard in enumerate(self.manifest.shards)
+            if (shard.subject, shard.partition) == (subject, entry.partition)
+        ]
         table = concatenate(subject, tables)
         return table if entry.nsd_ids is None else table.take(np.isin(table.nsd_id, entry.nsd_ids))
+
+    def shard_samples(self, number: int) -> Samples:
+        """The samples of one shard, by its position in the manifest."""
+        index = self.index(number, "responses")
+        count = len(index.keys)
+        return Samples(
+            subject=self.manifest.shards[number].subject,
+            keys=index.keys,
+            nsd_id=index.extra["nsd_id"].astype(np.int64),
+            repeats=index.extra["repeats"].astype(np.int64),
+            sessions=index.extra["sessions"],
+            shard=np.full(count, number),
+            row=np.arange(count),
+        )
 
     def responses(self, samples: Samples, i: int) -> np.ndarray:
         """float16 `(repeats, voxels)`, every repeat of sample `i` in the order measured."""
@@ -135,7 +137,7 @@ class Dataset:
 
     def picture(self, samples: Samples, i: int) -> np.ndarray:
         """uint8 `(height, width, 3)`, the picture seen."""
-        index = self._index(int(samples.shard[i]), "stimuli")
+        index = self.index(int(samples.shard[i]), "stimuli")
         ending = next(name for name in index.fields if name != "json")
         with Image.open(
             io.BytesIO(self._member(samples, i, "stimuli", ending)), formats=["PNG", "JPEG"]
@@ -176,7 +178,7 @@ class Dataset:
         out = np.empty((len(rows), voxels), np.float32)
         for line, (i, repeat) in enumerate(zip(rows, repeats, strict=True)):
             number, row = int(samples.shard[i]), int(samples.row[i])
-            index, key = self._index(number, "responses"), str(samples.keys[i])
+            index, key = self.index(number, "responses"), str(samples.keys[i])
             count = int(index.extra["repeats"][row])
             if not 0 <= repeat < count:
                 raise InputError(f"{key} has repeats 0 to {count - 1}, not {repeat}: choose one of these.")
@@ -198,30 +200,8 @@ class Dataset:
             out[line] = self.feature(samples, int(i), space)
         return out
 
-    def index(self, shard: int, column: str) -> ColumnIndex:
-        """The index of a column of the manifest's shard number `shard`, checked against its digest."""
-        return self._index(shard, column)
-
-    def _subject(self, subject: str) -> SubjectEntry:
-        if subject not in self.manifest.subjects:
-            raise InputError(f"{subject!r} is not a subject of {self.path}: use one of {self.subjects}.")
-        return self.manifest.subjects[subject]
-
-    def _space(self, space: str) -> FeatureSpaceEntry:
-        if space not in self.manifest.feature_spaces:
-            raise InputError(
-                f"{space!r} is not a feature space of {self.path}, which has {sorted(self.manifest.feature_spaces)}: "
-                "add it with `fmri2img features`."
-            )
-        return self.manifest.feature_spaces[space]
-
-    def _arrays(self, entry: FileEntry) -> dict[str, np.ndarray]:
-        try:
-            return unpack_npz(read_checked(self.path, entry))
-        except ValueError as error:
-            raise damage(self.path, entry.file, str(error)) from None
-
-    def _index(self, number: int, column: str) -> ColumnIndex:
+    def index(self, number: int, column: str) -> ColumnIndex:
+        """The index of a column of one shard, checked against its digest."""
         found = self._indices.get((number, column))
         if found is None:
             shard = self.manifest.shards[number]
@@ -235,9 +215,28 @@ class Dataset:
                 self._indices[number, column] = found
         return found
 
+    def _subject(self, subject: str) -> SubjectEntry:
+        if subject not in self.manifest.subjects:
+            raise InputError(f"{subject!r} is not a subject of {self.path}: use one of {self.subjects}.")
+        return self.manifest.subjects[subject]
+
+    def _space(self, space: str) -> FeatureSpaceEntry:
+        if space not in self.manifest.feature_spaces:
+            raise InputError(
+                f"{space!r} is not a feature space of {self.path}: use one of "
+                f"{sorted(self.manifest.feature_spaces)}, or add it with `fmri2img features`."
+            )
+        return self.manifest.feature_spaces[space]
+
+    def _arrays(self, entry: FileEntry) -> dict[str, np.ndarray]:
+        try:
+            return unpack_npz(read_checked(self.path, entry))
+        except ValueError as error:
+            raise damage(self.path, entry.file, str(error)) from None
+
     def _member(self, samples: Samples, i: int, column: str, ending: str) -> bytes:
         number, row, key = int(samples.shard[i]), int(samples.row[i]), str(samples.keys[i])
-        index = self._index(number, column)
+        index = self.index(number, column)
         entry = self.manifest.shards[number].columns[column]
         if index.keys[row] != key or ending not in index.fields:
             raise damage(
@@ -285,7 +284,7 @@ def read_checked(root: Path, entry: FileEntry) -> bytes:
 
 
 def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:
-    """Tars whose shard the manifest does not know; columns left by an unfinished feature job are not among them."""
+    """Tars of shards that the manifest does not know; a column left by a feature job that died is of a known one."""
     known = {shard.name for shard in manifest.shards}
     tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
     tars += sorted(path.name for path in root.glob("*.tar"))

@@ -17,7 +17,7 @@ def damage(root: Path, file: str, rule: str, key: str | None = None) -> DamageEr
     """The error for stored bytes that are wrong: file, key, rule and way out."""
     where = f"{root / file}: {key}" if key else f"{root / file}"
     return DamageError(
-        f"{where}: {rule}. Bring this file back as it was built; `fmri2img data verify {root}` lists all damage."
+        f"{where}: {rule}. Bring the file back as it was; `fmri2img data verify {root}` lists all damage."
     )
 
 

@@ -166,7 +166,7 @@ def space_digest(manifest: dict[str, Any], space: dict[str, Any]) -> str:
 
 def seal(manifest: dict[str, Any]) -> DatasetManifest:
     """Fill in fingerprint, feature-space digests and manifest digest of plain data, and validate it."""
-    plain = {"schema_version": SCHEMA_VERSION, "feature_spaces": {}} | manifest
+    plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "feature_spaces": {}} | manifest
     plain = DatasetManifest.model_validate(plain | {"fingerprint": "0" * 64, "digest": "0" * 64}).model_dump()
     for space in plain["feature_spaces"].values():
         space["digest"] = space_digest(plain, space)
@@ -204,7 +204,7 @@ def read_manifest(path: Path) -> DatasetManifest:
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise InputError(
-            f"{path / MANIFEST} has schema version {version}, but this fmri2img reads version {SCHEMA_VERSION}: "
+            f"{path / MANIFEST} has schema version {version}, and this fmri2img reads {SCHEMA_VERSION}: "
             "use the version of fmri2img that wrote it, or a newer one."
         )
     try:
@@ -244,7 +244,7 @@ def _broken_seals(manifest: DatasetManifest) -> list[str]:
         if space["name"] != name or space["digest"] != space_digest(plain, space):
             rules.append(f"the digest of feature space {name} is not that of its columns")
     for shard in plain["shards"]:
-        if not {*DATA_COLUMNS, *plain["feature_spaces"]} == set(shard["columns"]):
+        if {*DATA_COLUMNS, *plain["feature_spaces"]} != set(shard["columns"]):
             rules.append(f"shard {shard['name']} has columns {sorted(shard['columns'])}")
         if shard["subject"] not in plain["subjects"]:
             rules.append(f"shard {shard['name']} is of {shard['subject']}, which is not among the subjects")

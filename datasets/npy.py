@@ -1,4 +1,4 @@
-"""Arrays as bytes: `.npy` payloads and deterministic `.npz` files, parsed without pickle and without surprises.
+"""Arrays as bytes: `.npy` payloads and deterministic `.npz` files, parsed without pickle.
 
 Equal arrays give equal bytes (fixed dates, no compression), and nothing is allocated for a size that the
 bytes at hand do not have.

@@ -48,7 +48,7 @@ class SubjectSource(Protocol):
         ...
 
     def voxel_table(self) -> dict[str, np.ndarray]:
-        """Per-voxel arrays `(voxels, ...)`: `roi` (strings), `noise_ceiling` (float32 in [0, 1]), others free."""
+        """Per-voxel arrays `(voxels, ...)`: `roi` (strings), `noise_ceiling` (in [0, 1]), others free."""
         ...
 
     def session(self, session: int) -> SessionTrials:

@@ -39,7 +39,7 @@ class TrialSpill:
         training = ~np.array(test, bool)
         self.moments[session] = Moments()
         self.moments[session].add(responses[training])
-        view = memoryview(responses).cast("B") if responses.size else memoryview(b"")
+        view = responses.data.cast("B") if responses.size else memoryview(b"")
         start = len(self.nsd_id) * self.voxels * 4
         while view:
             written = os.pwrite(self._file, view, start)
@@ -81,7 +81,7 @@ def check_session(subject: str, voxels: int, session: int, trials: SessionTrials
     if bad.any():
         row, voxel = (int(value) for value in np.argwhere(bad)[0])
         raise InputError(
-            f"{where}, trial {row + 1}: the response of voxel {voxel} is {responses[row, voxel]}, and responses must "
+            f"{where}, trial {row + 1}: the response of voxel {voxel} is {responses[row, voxel]}, and must "
             f"be finite ({int(bad.any(axis=1).sum())} such trials in the session): drop these trials or voxels."
         )
 
