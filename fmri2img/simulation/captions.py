@@ -26,7 +26,8 @@ COUNT_WORDS = ("", "one thing", "two things", "three things")
 def write_captions(scene: Scene, seed: int, nsd_id: int) -> list[str]:
     """Four or five captions of a scene, a pure function of scene, seed and picture id.
 
-    Each names the main object; the first names every object with size, colour, kind and place, and the background.
+    Each names the main object; the first names the background too, and every object with size, colour, kind
+    and place.
     """
     rng = np.random.default_rng([CAPTION_STREAM, seed, nsd_id])
     main, others = scene.objects[0], scene.objects[1:]
@@ -70,7 +71,7 @@ def _place(rng: np.random.Generator, thing: SceneObject) -> str:
 
 
 def _relation(scene: Scene, main: SceneObject, other: SceneObject) -> str:
-    """Where the main object is, seen from another: in front of it or behind where they meet, else its side."""
+    """Where the main object is, seen from another: before or behind it where they meet, else its side."""
     dx, dy = other.x - main.x, other.y - main.y
     if np.hypot(dx, dy) < 0.8 * (main.radius + other.radius):
         order = [scene.objects[i] for i in scene.painted]

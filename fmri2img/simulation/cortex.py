@@ -1,9 +1,9 @@
-"""A simulated visual cortex: what each voxel of a subject answers to pictures, and how noisy its single trials are.
+"""A simulated visual cortex: what each voxel of a subject answers to pictures, and how noisy its trials are.
 
 Early voxels (V1 to V4) read contrast energy through a receptive field (`energy`), higher ones mix tuned units
-(`population`). A trial is `amplitude * (gain * (sqrt(c) * signal + sqrt(1 - c) * noise) + drift)` with signal and noise of
-variance 1, so that `c` is the voxel's noise ceiling: the share of a single trial's variance that the picture explains
-(Allen et al. 2022, whose percentages are 100 times ours). Drift is not counted in it.
+(`population`). A trial is `amplitude * (gain * (sqrt(c) * signal + sqrt(1 - c) * noise) + drift)` with signal
+and noise of variance 1, so that `c` is the voxel's noise ceiling: the share of a single trial's variance that
+the picture explains (Allen et al. 2022, whose percentages are 100 times ours). Drift is not counted in it.
 """
 
 import zlib
@@ -32,14 +32,14 @@ REFERENCE_PICTURES = 1024
 REFERENCE_IDS = 1 << 40
 """Pictures from this id on only calibrate; no subject sees them."""
 SURROUND, SEMI_SATURATION = 1.2, 0.3
-"""Of divisive normalisation: standard deviation in degrees, and contrast at half strength relative to the mean."""
+"""Of divisive normalisation: standard deviation in degrees, and a constant in units of mean contrast."""
 GLOBAL_NOISE, LOCAL_NOISE = 2, 2
 """Noise components of a trial shared by the whole cortex, and by each ROI."""
 
 
 @dataclass(frozen=True)
 class EarlyArea:
-    """Receptive field size (degrees) is `size + slope * eccentricity`; `colour` is the share of opponent-colour drive."""
+    """Receptive field size (degrees) is `size + slope * eccentricity`; `colour` the opponent share."""
 
     size: float
     slope: float
@@ -58,8 +58,8 @@ SHARES: dict[str, float] = {
 }  # fmt: skip
 """Share of a subject's voxels in each ROI, before the subject's own variation."""
 CEILINGS: dict[str, tuple[float, float]] = {
-    "V1": (1.5, 3.2), "V2": (1.5, 3.6), "V3": (1.4, 4.0), "V4": (1.3, 4.0),
-    "LOC": (1.3, 3.6), "PPA": (1.4, 3.6), "FFA": (1.3, 3.6), "ventral": (1.1, 4.2),
+    "V1": (1.8, 3.2), "V2": (1.7, 3.4), "V3": (1.6, 3.6), "V4": (1.4, 4.0),
+    "LOC": (1.1, 4.6), "PPA": (1.1, 4.6), "FFA": (1.1, 4.6), "ventral": (1.0, 5.0),
 }  # fmt: skip
 """Beta parameters of the noise ceilings of an ROI, as shares of `HIGHEST_CEILING`."""
 HIGHEST_CEILING = 0.55
@@ -67,14 +67,19 @@ HIGHEST_CEILING = 0.55
 
 @dataclass(frozen=True)
 class Features:
-    """What the cortex sees of n pictures: `maps` (n, CHANNELS, GRID * GRID), and by higher area its units' answers (n, units)."""
+    """What the cortex sees of n pictures.
+
+    Attributes:
+        maps: normalised contrast (n, CHANNELS, GRID * GRID), float32.
+        answers: by higher area, those of its tuned units (n, units), float32.
+    """
 
     maps: np.ndarray
     answers: dict[str, np.ndarray]
 
 
 class Reference:
-    """What all subjects of a simulation share: the tuned populations, and the usual size of every map and unit."""
+    """What all subjects of a simulation share: tuned populations, and the usual size of maps and units."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -82,7 +87,8 @@ class Reference:
         scenes = [draw_scene(seed, REFERENCE_IDS + i) for i in range(REFERENCE_PICTURES)]
         maps = contrast_maps(np.stack([render(scene) for scene in scenes]))
         self._map_means = maps.mean(axis=(0, 2))[:, None]
-        self._near = _field_weights(*np.meshgrid(_places(), _places()), np.array(SURROUND))
+        across, down = np.meshgrid(_places(), _places())
+        self._near = _field_weights(across, down, np.array(SURROUND))
         self.features = Features(self._normalise(maps), self._populations.answers(scenes))
         self.unit_means = {name: a.mean(axis=0) for name, a in self.features.answers.items()}
         self.unit_deviations = {name: a.std(axis=0) + 1e-6 for name, a in self.features.answers.items()}
@@ -112,8 +118,8 @@ class Cortex:
         roi: area of each voxel (voxels,) <U16, in the order of `SHARES`.
         noise_ceiling: signal variance over all variance of a single trial (voxels,) float32.
         ncsnr: standard deviation of signal over that of noise (voxels,) float32.
-        rf_x, rf_y, rf_size: receptive field centre (x right, y down, 0 the middle of the picture) and standard deviation, in
-            degrees (voxels,) float32; NaN in higher areas.
+        rf_x, rf_y, rf_size: receptive field centre (x right, y down, 0 the middle of the picture) and standard
+            deviation, in degrees (voxels,) float32; NaN in higher areas.
         amplitude: standard deviation of a trial without drift, in per cent signal change (voxels,) float32.
     """
 
@@ -172,21 +178,21 @@ class Cortex:
         return np.concatenate(parts, axis=1)
 
     def signal(self, features: Features) -> np.ndarray:
-        """Noise-free answers to pictures, float32 (n, voxels), mean 0 and variance 1 over the reference pictures."""
+        """Noise-free answers to pictures, float32 (n, voxels): mean 0, variance 1 over reference pictures."""
         return ((self._raw_signal(features) - self._mean) / self._deviation).astype(np.float32)
 
     def noise(self, session: int, trial: int) -> np.ndarray:
-        """The noise of one trial, float32 (voxels,), variance 1; correlated between voxels through shared components."""
+        """The noise of one trial, float32 (voxels,), of variance 1; shared components correlate it."""
         rng = np.random.default_rng([NOISE_STREAM, self._shared.seed, self._key, session, trial])
         shared, own = len(self._loadings), len(self.roi)
         draw = rng.standard_normal(shared + own, dtype=np.float32)
         return draw[:shared] @ self._loadings + self._own_noise * draw[shared:]
 
     def measure(self, signal: np.ndarray, session: int, *, drift: float = 1.0) -> np.ndarray:
-        """Single trials of a session in per cent signal change, float32 (trials, voxels), from their signal in order.
+        """Trials of a session in per cent signal change, float32 (trials, voxels), from signals in order.
 
-        Gain and offset of every voxel change from session to session, and a slow trend runs through each, by an amount
-        that `drift` scales.
+        Gain and offset of every voxel change from session to session, and a slow trend runs through each, by
+        an amount that `drift` scales.
         """
         trials, voxels = signal.shape
         noise = np.stack([self.noise(session, trial) for trial in range(trials)])
@@ -264,7 +270,7 @@ def _mixing_weights(rng: np.random.Generator, units: int, voxels: int) -> tuple[
 
 
 def _noise_loadings(rng: np.random.Generator, counts: list[int]) -> np.ndarray:
-    """Loadings (components, voxels) of shared noise: the cortex's components, then each ROI's; a fifth of the variance."""
+    """Loadings (components, voxels) of shared noise, a fifth of the whole: the cortex's, each ROI's."""
     loadings = np.zeros((GLOBAL_NOISE + LOCAL_NOISE * len(counts), sum(counts)))
     loadings[:GLOBAL_NOISE] = rng.normal(0.4, 0.7, size=(GLOBAL_NOISE, sum(counts)))
     start = 0

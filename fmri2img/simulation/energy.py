@@ -1,22 +1,23 @@
-"""What the simulated retina and V1 make of a picture: oriented contrast energy and opponent-colour contrast on a grid.
+"""What the simulated retina and V1 make of a picture: oriented energy and opponent-colour contrast on a grid.
 
-The voxels of early areas read these maps through their receptive fields (energy model: Adelson and Bergen 1985; voxels
-as pools of energies: Kay et al. 2008). A map knows contrast, not light: a uniform picture of any colour gives zeros.
+The voxels of early areas read these maps through their receptive fields (energy model: Adelson and Bergen
+1985; voxels as pools of energies: Kay et al. 2008). A map knows contrast, not light: a uniform picture of any
+colour gives zeros.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft
+from scipy import fft  # type: ignore[import-untyped]
 
 GRID = 16
 """Maps are averaged to GRID x GRID positions."""
 WAVELENGTHS: tuple[float, ...] = (5.0, 10.0, 20.0)
 """Of the Gabor filters, in pixels of a 64-pixel picture."""
 ORIENTATIONS = 6
-BLOB_SIZES: tuple[float, ...] = (2.0, 5.0)
-"""Standard deviations (pixels) of the centres of the opponent-contrast filters; surrounds are 2.5 times as wide."""
+BLOB_SIZES: tuple[float, ...] = (2.5, 7.0)
+"""Standard deviations (pixels) of the centres of opponent-contrast filters; a surround is 2.5 times as wide."""
 OPPONENTS = np.array([[0.3, 0.59, 0.11], [0.7, -0.7, 0.0], [-0.35, -0.35, 0.7]], dtype=np.float32)
 """Light-dark, red-green and blue-yellow, from red, green and blue."""
 
@@ -28,7 +29,7 @@ CHANNELS = GABOR_CHANNELS + BLOB_CHANNELS
 
 @dataclass(frozen=True)
 class Bank:
-    """Filters in the frequency domain: `gabors` one (ORIENTATIONS, side, side) per wavelength, `blobs` (sizes, size, size)."""
+    """Filters in the frequency domain: by wavelength `gabors` (orientations, y, x), `blobs` (sizes, y, x)."""
 
     window: np.ndarray
     gabors: tuple[np.ndarray, ...]
@@ -37,7 +38,7 @@ class Bank:
 
 @lru_cache(maxsize=4)
 def filter_bank(size: int) -> Bank:
-    """The filters for pictures of `size` pixels. A filter that needs few frequencies is kept on a coarser grid."""
+    """The filters for pictures of `size` pixels; those of few frequencies are kept on a coarser grid."""
     ramp = np.minimum(np.arange(size) + 0.5, size - 0.5 - np.arange(size)) / 4
     edge = np.sin(np.pi / 2 * np.minimum(ramp, 1)) ** 2
     gabors = []

@@ -1,8 +1,9 @@
-"""What the simulated higher areas make of a scene: populations of tuned units, the same in every brain of a simulation.
+"""What the simulated higher areas make of a scene: populations of tuned units, the same in every brain.
 
-A unit answers to things near its favourite kind, colour, size and place, multiplied, summed over the objects of the
-scene by how much of the picture they take up, and compressed. Kinds live in a small space in which some are alike, so
-tuning is graded. A unit is not a label and no label is a unit; voxels mix many units, each in its own way.
+A unit answers to things near its favourite kind, colour, size and place, multiplied, summed over the objects
+of the scene by how much of the picture they take up, and compressed. Kinds live in a small space in which
+some are alike, so tuning is graded. A unit is not a label and no label is a unit; voxels mix many units, each
+in its own way.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ AREAS: dict[str, Area] = {
 
 @dataclass(frozen=True)
 class Units:
-    """The tuning of one area's units, arrays with the units first; background units ignore objects and the reverse."""
+    """The tuning of one area's units, arrays with the units first; a unit answers to objects or grounds."""
 
     area: Area
     kinds: np.ndarray
@@ -86,7 +87,7 @@ class Populations:
         ground /= np.linalg.norm(ground, axis=1, keepdims=True)
         return Units(
             area=area,
-            kinds=np.exp(4 * (favourite @ self._kinds.T - 1)),
+            kinds=np.exp(6 * (favourite @ self._kinds.T - 1)),
             backgrounds=np.exp(3 * (ground @ self._backgrounds.T - 1)),
             colours=_opponent(rng.uniform(0, 1, size=(area.units, 3))),
             sizes=rng.uniform(np.log(0.09), np.log(0.3), size=area.units),
@@ -107,7 +108,7 @@ class Populations:
 
 
 def _kind_space(rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors (kinds, KIND_DIMENSIONS): each kind's own direction plus those of the categories it belongs to."""
+    """Unit vectors (kinds, KIND_DIMENSIONS): each kind's own direction plus those of its categories."""
     vectors = rng.normal(size=(len(KINDS), KIND_DIMENSIONS)) / np.sqrt(KIND_DIMENSIONS)
     for members in CATEGORIES:
         shared = rng.normal(size=KIND_DIMENSIONS) / np.sqrt(KIND_DIMENSIONS)
@@ -121,7 +122,7 @@ def _opponent(rgb: np.ndarray) -> np.ndarray:
 
 
 def _object_arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, ...]:
-    """Kind (n, 3), opponent colour (n, 3, 3), log radius (n, 3), place (n, 3, 2) and weight (n, 3; 0 for no object)."""
+    """Kind (n, 3), opponent colour (n, 3, 3), log radius (n, 3), place (n, 3, 2), weight (n, 3; 0: none)."""
     n = len(scenes)
     kind = np.zeros((n, MAX_OBJECTS), dtype=int)
     rgb, place = np.zeros((n, MAX_OBJECTS, 3)), np.zeros((n, MAX_OBJECTS, 2))
@@ -159,9 +160,9 @@ def _to_objects(
     total = np.zeros((len(kind), len(units.sizes)))
     for j in range(MAX_OBJECTS):
         answer = units.kinds[:, kind[:, j]].T * weight[:, j, None]
-        answer *= _blend(area.colour, ((colour[:, j, None] - units.colours) ** 2).sum(axis=2), 0.25)
+        answer *= _blend(area.colour, ((colour[:, j, None] - units.colours) ** 2).sum(axis=2), 0.18)
         answer *= _blend(area.size, (size[:, j, None] - units.sizes) ** 2, 0.45)
-        answer *= _blend(area.place, ((place[:, j, None] - units.places) ** 2).sum(axis=2), 0.22)
+        answer *= _blend(area.place, ((place[:, j, None] - units.places) ** 2).sum(axis=2), 0.17)
         total += answer
     return np.sqrt(total)
 
@@ -169,5 +170,5 @@ def _to_objects(
 def _to_background(units: Units, kind: np.ndarray, colour: np.ndarray) -> np.ndarray:
     answer = np.zeros((len(kind), len(units.sizes)))
     for side in range(2):
-        answer += _blend(units.area.colour, ((colour[:, side, None] - units.colours) ** 2).sum(axis=2), 0.25)
+        answer += _blend(units.area.colour, ((colour[:, side, None] - units.colours) ** 2).sum(axis=2), 0.18)
     return np.sqrt(answer * units.backgrounds[:, kind].T)

@@ -1,7 +1,7 @@
 """Simulated pictures: a scene of one to three objects on a background, drawn from a seed and a picture id.
 
-A scene is a small record of what is where; `render` paints it at 64 x 64. One object is the main one and larger than the
-others, so two pictures may agree in much and still differ.
+A scene is a small record of what is where; `render` paints it at 64 x 64. One object is the main one and
+larger than the others, so two pictures may agree in much and still differ.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects: a kind, two named colours (the second unused when plain) and a pattern's angle and period."""
+    """What is behind the objects: a kind, two named colours (plain: the first), a pattern's angle and period."""
 
     kind: str
     colours: tuple[str, str]
@@ -93,7 +93,7 @@ class Scene:
 
 
 def draw_scene(seed: int, nsd_id: int) -> Scene:
-    """The scene of a picture id: a pure function of both numbers, each scene with a random stream of its own."""
+    """The scene of a picture id: a pure function of both numbers; every scene has its own random stream."""
     rng = np.random.default_rng([SCENE_STREAM, seed, nsd_id])
     background = _draw_background(rng)
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
@@ -101,7 +101,7 @@ def draw_scene(seed: int, nsd_id: int) -> Scene:
     usable = [name for name, rgb in COLOURS.items() if all(_far(rgb, other) for other in background.rgbs)]
     colours = rng.choice(usable, size=count, replace=False)
     kinds = rng.choice(KINDS, size=count, replace=False)
-    objects = []
+    objects: list[SceneObject] = []
     for i in range(count):
         size = "large" if rng.random() < 0.8 else "medium"
         if i > 0:

@@ -1,7 +1,7 @@
 """The kinds of object a simulated scene may hold, each drawn from a few polygons on the unit disc.
 
-Coordinates: x to the right, y down, the object's centre at 0 and its radius 1. A part is painted in a tone of the
-object's colour, so one colour word describes the whole object.
+Coordinates: x to the right, y down, the object's centre at 0 and its radius 1. A part is painted in a tone of
+the object's colour, so one colour word describes the whole object.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """A kind of object: its parts from back to front, how far it may tilt (degrees), and what people call it."""
+    """A kind of object: parts from back to front, how far it may tilt (degrees), and what people call it."""
 
     parts: tuple[Part, ...]
     tilt: float

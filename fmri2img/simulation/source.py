@@ -1,6 +1,6 @@
 """The simulation as a source of trials: which subject sees which picture when, and what is measured.
 
-`Simulation(SimulationSpec(...))` is a `TrialSource`, so it becomes a data set folder the way real releases do.
+`Simulation(SimulationSpec(...))` is a `TrialSource`, so it becomes a data set folder as real releases do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class SimulationSpec(BaseModel):
         subjects: voxels by subject id.
         sessions, trials_per_session, repeats: of every subject; each picture is seen `repeats` times.
         test_pictures: pictures that every subject sees; all others are one subject's own and for training.
-        noise_scale: multiplies the standard deviation of the noise, so lowers every noise ceiling when above 1.
+        noise_scale: multiplies the standard deviation of the noise; above 1 it lowers every noise ceiling.
         drift: multiplies the changes of gain and baseline between and within sessions.
     """
 
@@ -58,7 +58,7 @@ class SimulationSpec(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             known = ", ".join(cls.model_fields)
             raise InputError(
-                f"simulation {name}={first['input']!r} is not valid: {first['msg']}; the settings are {known}."
+                f"simulation {name}={first['input']!r} is not valid: {first['msg']}. Settings are {known}."
             ) from None
 
     @model_validator(mode="after")
@@ -75,18 +75,18 @@ class SimulationSpec(BaseModel):
                 )
             if voxels < FEWEST_VOXELS:
                 raise InputError(
-                    f"simulation {subject}={voxels} voxels: every ROI needs some; give {FEWEST_VOXELS} or more."
+                    f"simulation {subject}={voxels} voxels is too few for its ROIs. Use {FEWEST_VOXELS} or more."
                 )
         if trials % self.repeats:
             nearest = max(1, round(self.trials_per_session / self.repeats)) * self.repeats
             raise InputError(
-                f"simulation trials_per_session={self.trials_per_session} times sessions={self.sessions} cannot be shared "
-                f"out: the trials must divide by repeats={self.repeats}. Use trials_per_session={nearest}."
+                f"simulation trials_per_session={self.trials_per_session} times sessions={self.sessions} leaves "
+                f"a rest: the trials must divide by repeats={self.repeats}. Use trials_per_session={nearest}."
             )
         if self.training_pictures < 1:
             raise InputError(
-                f"simulation test_pictures={self.test_pictures} leaves no trial for training: test_pictures times repeats "
-                f"must stay below {trials} trials. Use at most {trials // self.repeats - 1}."
+                f"simulation test_pictures={self.test_pictures} leaves no trial for training: test_pictures "
+                f"times repeats must stay below {trials} trials. Use at most {trials // self.repeats - 1}."
             )
         return self
 
@@ -97,7 +97,7 @@ class SimulationSpec(BaseModel):
 
 
 class SimulatedSubject:
-    """One subject: a cortex and a design. Any session can be made alone and is the same as when made in order."""
+    """One subject: a cortex and a design. A session made alone is the same as when made in order."""
 
     def __init__(self, spec: SimulationSpec, subject: str, pictures: np.ndarray, shared: Reference) -> None:
         self._spec = spec
@@ -121,11 +121,11 @@ class SimulatedSubject:
         return range(1, self._spec.sessions + 1)
 
     def voxel_table(self) -> dict[str, np.ndarray]:
-        """Per-voxel arrays (voxels,): roi, noise_ceiling, ncsnr, rf_x, rf_y, rf_size, amplitude; see `Cortex`."""
+        """Per-voxel arrays (voxels,): roi, noise_ceiling, ncsnr and others, see `Cortex`."""
         return self.cortex.voxel_table()
 
     def signal(self, nsd_ids: np.ndarray) -> np.ndarray:
-        """Noise-free answers to pictures this subject sees, float32 (n, voxels); mean 0, variance 1 over many pictures."""
+        """Noise-free answers to pictures this subject sees, float32 (n, voxels); see `Cortex.signal`."""
         rows = np.array([self._row[int(nsd_id)] for nsd_id in nsd_ids])
         for block in np.unique(rows // BLOCK).tolist():
             if block not in self._blocks:
@@ -137,7 +137,7 @@ class SimulatedSubject:
         return np.stack([self._blocks[row // BLOCK][row % BLOCK] for row in rows.tolist()])
 
     def session(self, session: int) -> SessionTrials:
-        """Every trial of one session, responses in per cent signal change. Raises InputError for a session that is not there."""
+        """Every trial of one session, in per cent signal change. Raises InputError for one not there."""
         if session not in self.sessions:
             raise InputError(
                 f"session {session} was not simulated: sessions run from 1 to {self._spec.sessions}."
@@ -148,10 +148,10 @@ class SimulatedSubject:
 
 
 class Simulation:
-    """A whole simulated data set, a `TrialSource`: subjects, pictures with captions, and the test set they share.
+    """A whole simulated data set, a `TrialSource`: subjects, pictures with captions, and a shared test set.
 
-    Picture ids run from 0 to the number of pictures, test ids scattered among them. The signals of pictures seen are kept:
-    4 bytes times pictures times voxels of a subject.
+    Picture ids run from 0 to the number of pictures, test ids scattered among them. The signals of pictures
+    seen are kept: 4 bytes times pictures times voxels of a subject.
     """
 
     name = "simulated"
@@ -202,8 +202,8 @@ class Simulation:
 def draw_design(spec: SimulationSpec, pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Which picture is seen when: int64 (sessions, trials_per_session), every picture `repeats` times.
 
-    Repeats fall anywhere in the experiment, some soon after one another, so that in a first session, as in NSD's, most
-    pictures are seen once.
+    Repeats fall anywhere in the experiment, some soon after one another, so that in a first session, as in
+    NSD's, most pictures are seen once.
     """
     times = rng.uniform(0, 1, size=(len(pictures), spec.repeats))
     for repeat in range(1, spec.repeats):
