@@ -1,0 +1,185 @@
+"""The decoder: one linear head a subject, a latent space and a backbone that all subjects share, a branch a space.
+
+Legend for shapes: B rows of a batch (all subjects), B_s rows of one subject, V_s its voxels, L latent, F features.
+
+The multi-subject layout follows Scotti et al. 2024 (MindEye2, ICML, arXiv 2403.11207, section 2.1): a linear map per
+subject into a shared latent, one shared network behind it. Differences: heads are keyed by subject id, not by
+position; every branch has a linear path beside its MLP, and the residual paths start at zero, so that a decoder whose
+heads and linear paths come from ridge regression (see `closed_form.py`) is that ridge regression at step 0.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmri2img.errors import InputError
+from fmri2img.models.spaces import TargetSpace
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for the rows of a batch, subjects one after another in the decoder's order.
+
+    `features[space]` is (B, *shape) in the space's own units; `retrieval[space]` is (B, F), a direction to compare
+    with centred features by cosine; `latent` is (B, L), the output of the heads.
+    """
+
+    features: dict[str, Tensor]
+    retrieval: dict[str, Tensor]
+    latent: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """x + MLP(LayerNorm(x)); the last layer starts at zero, so that the block starts as the identity."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(hidden, width)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, x_BL: Tensor) -> Tensor:
+        hidden = nn.functional.gelu(self.expand(self.norm(x_BL)))
+        return x_BL + self.contract(self.dropout(hidden))
+
+
+class Branch(nn.Module):
+    """Latent to one feature space: a linear path, an MLP beside it, and a projector for retrieval."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, space: TargetSpace, latent: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.shape = space.shape
+        self.linear = nn.Linear(latent, space.size)
+        self.norm = nn.LayerNorm(latent)
+        self.expand = nn.Linear(latent, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(hidden, space.size)
+        self.projector = nn.Linear(hidden, space.size)
+        for layer in (self.contract, self.projector):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.as_tensor(space.mean).flatten().clone())
+        self.register_buffer("scale", torch.tensor(space.scale))
+
+    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised features and retrieval directions, both (B, F)."""
+        linear = self.linear(latent_BL)
+        hidden = self.dropout(nn.functional.gelu(self.expand(self.norm(latent_BL))))
+        return linear + self.contract(hidden), linear + self.projector(hidden)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features (B, *shape) in their own units to (B, F) centred and scaled, as the losses see them."""
+        return (features.flatten(1) - self.mean) / self.scale
+
+    def restore(self, standardised_BF: Tensor) -> Tensor:
+        """The inverse of `standardise`: (B, F) to (B, *shape)."""
+        return (standardised_BF * self.scale + self.mean).unflatten(1, self.shape)
+
+
+class Alignment(nn.Module):
+    """The shared latent expected for a picture, as a linear map from its standardised features.
+
+    Fitted in closed form at the end of pretraining and stored with the decoder, it lets a new subject's head be
+    fitted without the data of the subjects that came before.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, features: int, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(features, latent))
+        self.register_buffer("bias", torch.zeros(latent))
+
+    @property
+    def fitted(self) -> bool:
+        """False until the map has been estimated."""
+        return bool(self.weight.abs().sum() > 0)
+
+    def forward(self, standardised_BF: Tensor) -> Tensor:
+        return standardised_BF @ self.weight + self.bias
+
+
+class MultiSubjectDecoder(nn.Module):
+    """Responses of several subjects to predicted features of the pictures that they saw."""
+
+    def __init__(
+        self,
+        voxels: Mapping[str, int],
+        spaces: Mapping[str, TargetSpace],
+        *,
+        latent: int,
+        hidden: int,
+        blocks: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if not voxels or not spaces:
+            raise InputError(f"a decoder needs a subject and a feature space: got {list(voxels)} and {list(spaces)}")
+        self.latent = latent
+        self.heads = nn.ModuleDict({name: nn.Linear(voxels[name], latent) for name in sorted(voxels)})
+        self.backbone = nn.Sequential(*(ResidualBlock(latent, hidden, dropout) for _ in range(blocks)))
+        # Sorted, so that the order of features does not depend on how a recipe or a manifest lists them.
+        self.branches = nn.ModuleDict({name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)})
+        self.alignment = Alignment(sum(space.size for space in spaces.values()), latent)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject ids in the order of a batch's rows."""
+        return list(self.heads)
+
+    def branch(self, space: str) -> Branch:
+        """The branch of one feature space."""
+        branch = self.branches[space]
+        assert isinstance(branch, Branch)
+        return branch
+
+    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Head latents (B, L), standardised features {space: (B, F)} and retrieval directions {space: (B, F)}.
+
+        `responses` maps subject id to (B_s, V_s). The subjects must be all of the decoder's when training: ZeRO needs
+        the same graph on every rank at every step.
+        """
+        unknown = sorted(set(responses) - set(self.heads))
+        if unknown:
+            raise InputError(f"this decoder has heads for {self.subjects}, not for {unknown}: finetune it on them first")
+        latent = torch.cat([self.heads[name](responses[name]) for name in self.heads if name in responses])
+        shared = self.backbone(latent)
+        outputs = {name: branch(shared) for name, branch in self.branches.items()}
+        return latent, {n: out[0] for n, out in outputs.items()}, {n: out[1] for n, out in outputs.items()}
+
+    @torch.no_grad()
+    def predict(self, responses: Mapping[str, Tensor]) -> Predictions:
+        """Predictions in the units of each space. The module must be in evaluation mode."""
+        latent, features, retrieval = self(responses)
+        restored = {name: self.branch(name).restore(value) for name, value in features.items()}
+        return Predictions(restored, retrieval, latent)
+
+    def standardise(self, features: Mapping[str, Tensor]) -> Tensor:
+        """All spaces side by side, standardised: (B, sum of F), in the order of the branches."""
+        return torch.cat([self.branch(name).standardise(features[name]) for name in self.branches], dim=1)
+
+    def with_subjects(self, voxels: Mapping[str, int]) -> None:
+        """Replace the heads by fresh ones for these subjects; everything shared stays."""
+        width = self.latent
+        fresh = {name: nn.Linear(voxels[name], width) for name in sorted(voxels)}
+        self.heads = nn.ModuleDict(fresh)
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Optimiser groups: weight matrices decay; biases and norms (one-dimensional parameters) do not."""
+    named: Iterable[tuple[str, nn.Parameter]] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for _, p in named if p.ndim > 1]
+    plain = [p for _, p in named if p.ndim <= 1]
+    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    return groups

@@ -1,0 +1,62 @@
+"""The linear baseline: ridge regression from one subject's voxels to features, in the same folder as any decoder."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fmri2img.models.closed_form import PictureRows
+from fmri2img.models.decoder import Predictions
+from fmri2img.models.ridge import fit_ridge
+from fmri2img.models.spaces import TargetSpace
+
+
+class RidgeDecoder(nn.Module):
+    """Voxels to features by one matrix a subject and space. Inputs and outputs are those of `MultiSubjectDecoder`."""
+
+    def __init__(self, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace]) -> None:
+        super().__init__()
+        self.shapes = {name: space.shape for name, space in spaces.items()}
+        self.maps = nn.ModuleDict(
+            {s: nn.ModuleDict({n: nn.Linear(v, sp.size) for n, sp in spaces.items()}) for s, v in voxels.items()}
+        )
+        for name, space in spaces.items():
+            self.register_buffer(f"mean_{name}", torch.as_tensor(space.mean).flatten().clone())
+            self.register_buffer(f"scale_{name}", torch.tensor(space.scale))
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject ids in the order of a batch's rows."""
+        return list(self.maps)
+
+    @torch.no_grad()
+    def fit(self, subject: str, rows: PictureRows, *, seed: int) -> None:
+        """Fit all maps of one subject, one cross-validated penalty a feature."""
+        maps = self.maps[subject]
+        assert isinstance(maps, nn.ModuleDict)
+        for name, layer in maps.items():
+            assert isinstance(layer, nn.Linear)
+            mean, scale = getattr(self, f"mean_{name}"), getattr(self, f"scale_{name}")
+            targets = (torch.from_numpy(rows.features[name]).flatten(1) - mean) / scale
+            fit = fit_ridge(rows.responses, targets.numpy(), groups=rows.nsd_ids, seed=seed)
+            layer.weight.copy_(torch.from_numpy(fit.weight.T.copy()))
+            layer.bias.copy_(torch.from_numpy(fit.bias))
+
+    @torch.no_grad()
+    def predict(self, responses: Mapping[str, Tensor]) -> Predictions:
+        """Predictions in the units of each space; the latent is empty."""
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.shapes}
+        for subject in self.subjects:
+            if subject in responses:
+                maps = self.maps[subject]
+                assert isinstance(maps, nn.ModuleDict)
+                for name, layer in maps.items():
+                    rows[name].append(layer(responses[subject]))
+        retrieval = {name: torch.cat(parts) for name, parts in rows.items()}
+        features = {
+            name: (value * getattr(self, f"scale_{name}") + getattr(self, f"mean_{name}")).unflatten(
+                1, self.shapes[name]
+            )
+            for name, value in retrieval.items()
+        }
+        return Predictions(features, retrieval, torch.zeros(len(next(iter(retrieval.values()))), 0))

@@ -1,0 +1,42 @@
+"""From a checkpoint folder to a decoder that predicts. Only safetensors are read; every weight must fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fmri2img import checkpoints_schema as schema
+from fmri2img.errors import DamageError
+from fmri2img.models.config import DecoderConfig
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.linear import RidgeDecoder
+from fmri2img.models.spaces import TargetSpace
+
+
+def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
+    """The decoder of a run or step folder, in evaluation mode, after its files have been verified.
+
+    Raises InputError when there is no checkpoint, DamageError when its bytes or its weights are not what they should be.
+    """
+    found = schema.resolve(path)
+    manifest = found.manifest
+    voxels = {name: record.voxels for name, record in manifest.subjects.items()}
+    spaces = {
+        name: TargetSpace(name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0)
+        for name, record in manifest.feature_spaces.items()
+    }
+    decoder: MultiSubjectDecoder | RidgeDecoder
+    if manifest.kind == "ridge":
+        decoder = RidgeDecoder(voxels, spaces)
+    else:
+        decoder = _sizes(found.path).build(voxels, spaces)
+    try:
+        decoder.load_state_dict(schema.load_tensors(found.path, manifest=manifest), strict=True)
+    except RuntimeError as error:
+        raise DamageError(f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}") from error
+    return decoder.eval()
+
+
+def _sizes(folder: Path) -> DecoderConfig:
+    config = json.loads((folder / schema.CONFIG_NAME).read_text())
+    return DecoderConfig.model_validate(config["recipe"]["decoder"])

@@ -1,0 +1,33 @@
+"""A feature space as a decoder sees it: its shape and how its targets are centred and scaled."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TargetSpace:
+    """What a branch of a decoder predicts.
+
+    `mean` has the space's shape; `scale` is one number, the root mean square of the centred features over training
+    pictures. One scale for the whole space keeps the geometry that correlations and distances are judged in.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mean: np.ndarray
+    scale: float
+
+    @property
+    def size(self) -> int:
+        """The number of features of one picture."""
+        return prod(self.shape)
+
+
+def target_space(name: str, mean: np.ndarray, std: np.ndarray) -> TargetSpace:
+    """Make a `TargetSpace` from per-feature statistics, each an array of the space's shape."""
+    scale = float(np.sqrt(np.mean(np.square(std, dtype=np.float64))))
+    if not np.isfinite(scale) or scale == 0:
+        scale = 1.0
+    return TargetSpace(name, tuple(mean.shape), np.asarray(mean, np.float32), scale)

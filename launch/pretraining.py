@@ -1,0 +1,140 @@
+"""The pretraining job: Ray Train starts the workers and watches them; the trainer does the rest."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fmri2img import checkpoints_schema as schema
+from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
+from fmri2img.trainer.config import Recipe
+from fmri2img.trainer.loop import check_layout
+from fmri2img.trainer.stages import StageSpec, open_material, pretrain
+from fmri2img.trainer.state import find_resumable
+from fmri2img.trainer.watch import METRICS, Record
+
+
+def launch_pretraining(
+    spec: StageSpec, place: Place, *, max_failures: int = 2, listener: Callable[[Record], None] | None = None
+) -> Path:
+    """Run `trainer.pretrain` on `place.workers` workers and return the final checkpoint.
+
+    Bad input is refused here, before a cluster is started. A worker that dies is started again, up to `max_failures`
+    times, and the run goes on from its newest whole checkpoint.
+    """
+    recipe = Recipe.model_validate(spec.recipe)
+    check_layout(recipe.pretraining, spec.subjects, world=place.workers)
+    open_material(spec, recipe, recipe.pretraining)
+    run = Path(spec.run).resolve()
+    resumed = find_resumable(run, spec.config())
+    if resumed is not None and resumed.step >= recipe.pretraining.steps:
+        return schema.resolve(run).path
+    run.mkdir(parents=True, exist_ok=True)
+    schema.clean_stale(run / schema.CHECKPOINTS_FOLDER)
+    spec = dataclasses.replace(spec, run=str(run), data=str(Path(spec.data).resolve()))
+    with cluster(place), _following(run, listener):
+        _fit(spec, place, max_failures)
+    return schema.resolve(run).path
+
+
+def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = torch.cuda.is_available()
+    storage = Path(tempfile.mkdtemp(prefix="fmri2img-ray-"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=dataclasses.asdict(spec),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=place.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, WORKER: 1} | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=RunConfig(
+            name="pretraining",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": worker_environment(threads=1)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _plain(error) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    leave_source_tree()
+    for key in ("subjects", "sessions"):
+        config[key] = None if config[key] is None else tuple(config[key])
+    pretrain(StageSpec(**config))
+
+
+def _plain(error: BaseException) -> Fmri2imgError:
+    """The error that a worker raised, without Ray's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for number, cause in sorted(failures.items()):
+        inner = _ours(cause)
+        if inner is not None:
+            return inner
+        return Fmri2imgError(f"worker {number} failed: {_last_line(cause)}; the same command goes on from the last checkpoint")
+    return Fmri2imgError(f"training failed: {_last_line(error)}; the same command goes on from the last checkpoint")
+
+
+def _ours(error: BaseException | None) -> Fmri2imgError | None:
+    while error is not None:
+        if isinstance(error, Fmri2imgError):
+            return type(error)(str(error).splitlines()[-1]) if "\n" in str(error) else error
+        error = error.__cause__ or getattr(error, "cause", None)
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class _following:
+    """While the block runs, pass new lines of the run's metrics file to the listener: the workers' only channel."""
+
+    def __init__(self, run: Path, listener: Callable[[Record], None] | None) -> None:
+        self.path, self.listener = run / METRICS, listener
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.started = time.time()
+        if self.listener is not None:
+            self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def _follow(self) -> None:
+        seen = 0.0
+        while True:
+            last = self.done.wait(0.5)
+            if self.path.exists():
+                for line in self.path.read_text().split("\n")[:-1]:
+                    record = json.loads(line)
+                    if record["time"] > max(seen, self.started - 1) and self.listener is not None:
+                        self.listener(record)
+                        seen = record["time"]
+            if last:
+                return
+
+
+__all__ = ["InputError", "launch_pretraining"]

@@ -1,0 +1,72 @@
+"""What a recipe says: feature spaces with their losses, the decoder's sizes, how to train, which generator."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fmri2img.features.extractors import AnyExtractor
+from fmri2img.generators.pixels import PixelsGenerator
+from fmri2img.models.config import DecoderConfig
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused and values cannot be set again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpaceConfig(Strict):
+    """A feature space to predict, what makes it, and the weight of each loss on it (0 leaves the loss out)."""
+
+    extractor: AnyExtractor
+    regression: float = Field(default=1.0, ge=0, description="weight of the mean squared error of standardised features")
+    contrastive: float = Field(default=0.0, ge=0, description="weight of the symmetric contrastive loss")
+    temperature: float = Field(default=0.1, gt=0, description="divides the cosine similarities of the contrastive loss")
+
+
+class TrainingConfig(Strict):
+    """One stage of training. Batch, learning rate and samples of a step do not depend on the number of workers."""
+
+    seed: int = 0
+    steps: int = Field(default=1000, ge=0)
+    global_batch: int = Field(default=96, ge=1, description="rows of one step over all workers and subjects")
+    lanes: int = Field(default=8, ge=1, description="fixed shares of the data; the number of workers must divide it")
+    learning_rate: float = Field(default=3e-4, gt=0)
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of noise added to z-scored responses")
+    start: Literal["ridge", "random"] = "ridge"
+    validation: float = Field(default=0.05, ge=0, lt=1, description="share of training pictures held out to validate")
+    validate_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1, description="newest checkpoints that stay")
+    select: Literal["last", "best"] = "last"
+    log_every: int = Field(default=10, ge=1)
+
+
+class Recipe(Strict):
+    """A published or own system as one named object: everything that decides the finished decoder but the data."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    spaces: dict[str, SpaceConfig] = Field(min_length=1)
+    decoder: DecoderConfig = DecoderConfig()
+    pretraining: TrainingConfig = TrainingConfig()
+    finetuning: TrainingConfig = TrainingConfig(zero_stage=0)
+    generator: PixelsGenerator
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        for name in self.spaces:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"feature space {name!r}: a name holds letters, digits, - and _ only")
+        missing = [name for name in self.generator.spaces if name not in self.spaces]
+        if missing:
+            raise ValueError(f"the generator needs {missing}, the recipe predicts {sorted(self.spaces)}")
+        if not any(space.regression or space.contrastive for space in self.spaces.values()):
+            raise ValueError("every loss has weight 0: give a space a regression or contrastive weight")
+        return self

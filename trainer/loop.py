@@ -1,0 +1,198 @@
+"""The one training loop: the same inside Ray Train, under torchrun, and alone in a process."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmri2img.errors import Fmri2imgError
+from fmri2img.models.closed_form import PictureRows
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.trainer.batches import Batch, BatchLoader
+from fmri2img.trainer.collectives import mean_over_ranks, rank, world_size
+from fmri2img.trainer.config import SpaceConfig, TrainingConfig
+from fmri2img.trainer.engines import Engine
+from fmri2img.trainer.objectives import contrastive_loss, decoder_loss, regression_loss
+from fmri2img.trainer.schedules import learning_rate
+from fmri2img.trainer.seeds import derive_seed
+from fmri2img.trainer.state import Identity, save
+from fmri2img.trainer.watch import Watch, memory_mb
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Best:
+    """The weights with the lowest validation loss so far."""
+
+    loss: float = math.inf
+    step: int = -1
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one stage of training is made of."""
+
+    run: Path
+    engine: Engine
+    loader: BatchLoader
+    config: TrainingConfig
+    spaces: Mapping[str, SpaceConfig]
+    validation: Mapping[str, PictureRows]
+    identity: Identity
+    watch: Watch | None
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None  # makes the finished model's tensors
+
+
+def train(job: Job, *, first_step: int) -> Path:
+    """Train from `first_step` to the last and return the final checkpoint. Collective over all ranks.
+
+    Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term.
+    """
+    config, engine = job.config, job.engine
+    best = Best()
+    metrics = _validate(job, first_step, best)
+    for batch in job.loader.batches(first_step, config.steps):
+        started = time.perf_counter()
+        torch.manual_seed(derive_seed(config.seed, "dropout", batch.step, rank()))
+        terms, norm, rate = _step(job, batch)
+        done = batch.step + 1
+        seconds = time.perf_counter() - started + batch.waited
+        if job.watch is not None and (done % config.log_every == 0 or done == config.steps):
+            job.watch.record(
+                done,
+                {
+                    **{f"train/{name}": value for name, value in terms.items()},
+                    "train/gradient_norm": norm,
+                    "train/learning_rate": rate,
+                    "speed/samples_per_second": config.global_batch / seconds,
+                    "speed/data_wait_share": batch.waited / seconds,
+                    "memory/peak_mb": memory_mb(),
+                },
+            )
+        if done % config.validate_every == 0 or done == config.steps:
+            metrics = _validate(job, done, best)
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            save(job.run, done, engine, job.identity, metrics=metrics, keep=config.keep)
+    return _save_final(job, metrics, best)
+
+
+def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
+    """Commit the last step; the model is the best or the last one, finished by `job.finish`."""
+    model = job.engine.model_tensors()
+    if job.config.select == "best" and best.step >= 0:
+        model = best.tensors
+        metrics = {**metrics, "validation/best_loss": best.loss, "validation/best_step": float(best.step)}
+    if job.finish is not None:
+        model = job.finish(model)
+    return save(job.run, job.config.steps, job.engine, job.identity, metrics=metrics, keep=job.config.keep, model=model)
+
+
+def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
+    """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate."""
+    engine = job.engine
+    engine.decoder.train()
+    batch = batch.to(engine.device)
+    outputs = engine.forward(batch.responses)
+    loss = decoder_loss(engine.decoder, outputs, batch.features, batch.pictures, job.spaces)
+    values = mean_over_ranks([float(value.detach()) for value in loss.terms.values()])
+    terms = dict(zip(loss.terms, values, strict=True))
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            raise Fmri2imgError(
+                f"step {batch.step}: the loss {name} is {value}: nothing of this step was applied; "
+                "lower learning_rate or check the data, then run the same command to go on from the last checkpoint"
+            )
+    engine.backward(loss.backward)
+    rate = learning_rate(job.config, batch.step)
+    norm = engine.step(rate)
+    if not math.isfinite(norm):
+        raise Fmri2imgError(
+            f"step {batch.step}: the gradient norm is {norm}: the weights of this step are not used; "
+            "lower learning_rate, then run the same command to go on from the last checkpoint"
+        )
+    return {"loss": loss.total(terms), **terms}, norm, rate
+
+
+def _validate(job: Job, done: int, best: Best) -> Metrics:
+    """Loss and top-1 retrieval on the held-out training pictures, recorded under `validation/`."""
+    if not job.validation:
+        return {}
+    metrics = validate(job.engine, job.validation, job.spaces)
+    if metrics["validation/loss"] < best.loss:
+        best.loss, best.step = metrics["validation/loss"], done
+        if job.config.select == "best":
+            best.tensors = job.engine.model_tensors()
+    if job.watch is not None:
+        job.watch.record(done, dict(metrics))
+    return metrics
+
+
+@torch.no_grad()
+def validate(engine: Engine, rows: Mapping[str, PictureRows], spaces: Mapping[str, SpaceConfig]) -> Metrics:
+    """Every rank computes the same figures from all validation pictures, so that no rank's decision can differ.
+
+    Terms are means over subjects of the losses on all of a subject's validation pictures; `retrieval` is the share of
+    pictures whose own features are the nearest among the subject's, by cosine.
+    """
+    decoder: MultiSubjectDecoder = engine.decoder
+    decoder.eval()
+    responses = {name: torch.from_numpy(row.responses).to(engine.device) for name, row in rows.items()}
+    _, predicted, retrieval = engine.forward(responses)
+    sums: dict[str, list[float]] = {}
+    start = 0
+    for subject in decoder.subjects:
+        row = rows[subject]
+        part = slice(start, start + len(row.nsd_ids))
+        start = part.stop
+        picture = torch.from_numpy(row.nsd_ids).to(engine.device)
+        total = 0.0
+        for name, space in spaces.items():
+            target = decoder.branch(name).standardise(torch.from_numpy(row.features[name]).to(engine.device))
+            if space.regression:
+                value = float(regression_loss(predicted[name][part], target))
+                sums.setdefault(f"validation/{name}/regression", []).append(value)
+                total += space.regression * value
+            if space.contrastive:
+                value = float(contrastive_loss(retrieval[name][part], target, picture, temperature=space.temperature))
+                sums.setdefault(f"validation/{name}/contrastive", []).append(value)
+                total += space.contrastive * value
+                share = _top1(retrieval[name][part], target)
+                sums.setdefault(f"validation/{name}/retrieval", []).append(share)
+        sums.setdefault("validation/loss", []).append(total)
+    values = mean_over_ranks([float(np.mean(value)) for value in sums.values()])
+    return dict(zip(sums, values, strict=True))
+
+
+def _top1(predicted: Tensor, target: Tensor) -> float:
+    normal = torch.nn.functional.normalize
+    nearest = (normal(predicted, dim=1) @ normal(target, dim=1).T).argmax(1)
+    return float((nearest == torch.arange(len(target), device=target.device)).float().mean())
+
+
+def check_layout(config: TrainingConfig, subjects: Sequence[str], world: int | None = None) -> None:
+    """Refuse what cannot be divided fairly: workers over lanes, batch over lanes and subjects.
+
+    Raises Fmri2imgError (InputError) with the admissible values.
+    """
+    from fmri2img.errors import InputError
+
+    world = world_size() if world is None else world
+    if config.lanes % world:
+        fits = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
+        raise InputError(
+            f"{config.lanes} lanes cannot feed {world} workers: the number of workers must divide it. Use one of {fits}"
+        )
+    unit = config.lanes * len(subjects)
+    if config.global_batch % unit:
+        below = max(unit, config.global_batch // unit * unit)
+        raise InputError(
+            f"global_batch {config.global_batch} cannot hold {len(subjects)} subjects on {config.lanes} lanes equally: "
+            f"it must be a multiple of {unit}. Use {below} or {below + unit}"
+        )

@@ -1,0 +1,273 @@
+"""The two stages: pretraining on many subjects in many processes, finetuning one subject on one device."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fmri2img import checkpoints_schema as schema
+from fmri2img.datasets import Dataset, Samples
+from fmri2img.datasets.plan import SamplingPlan, hold_out
+from fmri2img.errors import InputError
+from fmri2img.models.closed_form import PictureRows, fit_alignment, fit_head, start_as_ridge
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.linear import RidgeDecoder
+from fmri2img.models.loading import load_decoder
+from fmri2img.models.spaces import TargetSpace, target_space
+from fmri2img.trainer.batches import BatchLoader, picture_rows, with_sessions
+from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, world_size
+from fmri2img.trainer.config import Recipe, TrainingConfig
+from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
+from fmri2img.trainer.loop import Job, check_layout, train
+from fmri2img.trainer.state import Identity, find_resumable, load_weights, parent_record, save, write_step
+from fmri2img.trainer.watch import Record, Watch
+
+Listener = Callable[[Record], None]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage is told. Paths are strings so that a spec travels between processes as plain data."""
+
+    recipe: dict[str, Any]
+    data: str
+    subjects: tuple[str, ...]
+    run: str
+    sessions: tuple[int, ...] | None = None
+    parent: str | None = None
+    wandb: bool = False
+    engine: Literal["deepspeed", "accelerate"] = "deepspeed"
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration that the checkpoint stores."""
+        sessions = None if self.sessions is None else list(self.sessions)
+        return {"recipe": self.recipe, "subjects": list(self.subjects), "sessions": sessions}
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of a stage: training samples, validation pictures and target spaces."""
+
+    dataset: Dataset
+    tables: dict[str, Samples]
+    validation: dict[str, PictureRows]
+    spaces: dict[str, TargetSpace]
+    voxels: dict[str, int]
+
+
+def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Material:
+    """Open the data set and check that it has the subjects and the feature spaces of the recipe."""
+    dataset = Dataset.open(Path(spec.data))
+    for subject in spec.subjects:
+        if subject not in dataset.subjects:
+            raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
+    check_spaces(dataset, recipe)
+    spaces = {name: target_space(name, *dataset.feature_statistics(name)) for name in recipe.spaces}
+    tables = {subject: with_sessions(dataset.samples(subject, "train"), spec.sessions) for subject in spec.subjects}
+    validation: dict[str, PictureRows] = {}
+    if config.validation:
+        tables, held = hold_out(tables, seed=config.seed, fraction=config.validation)
+        for subject, out in held.items():
+            validation[subject] = picture_rows(dataset, out, list(recipe.spaces), sessions=spec.sessions)
+    voxels = {subject: dataset.voxels(subject) for subject in spec.subjects}
+    return Material(dataset, tables, validation, spaces, voxels)
+
+
+def check_spaces(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise InputError unless every space of the recipe is cached in the data set as the recipe makes it."""
+    for name, space in recipe.spaces.items():
+        entry = dataset.feature_spaces.get(name)
+        if entry is None:
+            raise InputError(
+                f"{dataset.path} has no features {name}: run `fmri2img features {dataset.path} --recipe {recipe.name}`"
+            )
+        if dict(entry.extractor) != space.extractor.model_dump(mode="json"):
+            raise InputError(
+                f"{dataset.path} has features {name} made by {dict(entry.extractor)}, the recipe wants "
+                f"{space.extractor.model_dump(mode='json')}: give the space another name in the recipe"
+            )
+
+
+def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
+    """Pretrain on all subjects of the spec with DeepSpeed. Every process of the group calls this; returns the checkpoint.
+
+    Raises InputError before any training for a spec that cannot work, on all ranks.
+    """
+    recipe = Recipe.model_validate(spec.recipe)
+    config = recipe.pretraining
+    check_layout(config, spec.subjects)
+    material = open_material(spec, recipe, config)
+    decoder = _fresh(recipe, material, config)
+    resumed = find_resumable(Path(spec.run), spec.config())
+    if resumed is not None:
+        load_weights(decoder, resumed.model)
+    elif config.start == "ridge":
+        _on_rank_zero(decoder, lambda: start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed))
+    engine = DeepSpeedEngine(decoder, config) if spec.engine == "deepspeed" else AccelerateEngine(decoder, config)
+
+    def finish(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        copy = _fresh(recipe, material, config)
+        load_weights(copy, tensors)
+        if rank() == 0:
+            fit_alignment(copy, _rows(material, recipe, spec), seed=config.seed)
+        return dict(copy.state_dict())
+
+    return _run(spec, recipe, config, material, engine, resumed, listener=listener, finish=finish, parent=None)
+
+
+def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
+    """Train one subject on one device with Accelerate, from a pretrained decoder (`spec.parent`) or from nothing.
+
+    With a parent, the new head starts from a closed-form ridge fit to the parent's shared latent.
+    """
+    recipe = Recipe.model_validate(spec.recipe)
+    config = recipe.finetuning
+    (subject,) = spec.subjects
+    check_layout(config, spec.subjects, world=1)
+    material = open_material(spec, recipe, config)
+    parent = None
+    if spec.parent is not None:
+        found = schema.resolve(Path(spec.parent))
+        parent = parent_record(found)
+        loaded = load_decoder(found.path)
+        if not isinstance(loaded, MultiSubjectDecoder):
+            raise InputError(f"{found.path} is a {found.manifest.kind} decoder: only a pretrained decoder can be finetuned")
+        _check_same_spaces(found, recipe)
+        decoder = loaded
+        torch.manual_seed(config.seed)
+        decoder.with_subjects(material.voxels)
+    else:
+        decoder = _fresh(recipe, material, config)
+    resumed = find_resumable(Path(spec.run), spec.config())
+    if resumed is not None:
+        load_weights(decoder, resumed.model)
+    elif parent is not None:
+        fit_head(decoder, subject, _rows(material, recipe, spec)[subject], seed=config.seed)
+    elif config.start == "ridge":
+        start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
+    engine = AccelerateEngine(decoder, config)
+    return _run(spec, recipe, config, material, engine, resumed, listener=listener, finish=None, parent=parent)
+
+
+def fit_ridge_baseline(spec: StageSpec) -> Path:
+    """Fit the linear baseline of one subject on all its training pictures and commit it like any decoder."""
+    recipe = Recipe.model_validate(spec.recipe)
+    config = recipe.finetuning.model_copy(update={"validation": 0.0})
+    material = open_material(spec, recipe, config)
+    decoder = RidgeDecoder(material.voxels, material.spaces)
+    for subject, rows in _rows(material, recipe, spec).items():
+        decoder.fit(subject, rows, seed=config.seed)
+    folder = Path(spec.run) / schema.CHECKPOINTS_FOLDER
+    identity = _identity(spec, recipe, material, None)
+    tensors = {schema.MODEL_NAME: dict(decoder.state_dict())}
+    return write_step(folder, 0, schema.new_token(), tensors, identity, metrics={}, kind="ridge")
+
+
+def _run(
+    spec: StageSpec,
+    recipe: Recipe,
+    config: TrainingConfig,
+    material: Material,
+    engine: Engine,
+    resumed: Any,
+    *,
+    listener: Listener | None,
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+    parent: schema.ParentRecord | None,
+) -> Path:
+    run = Path(spec.run)
+    first = 0
+    if resumed is not None:
+        first = resumed.step
+        if first >= config.steps:
+            return schema.resolve(run).path
+        engine.load_optimiser(resumed.moments)
+    plan = SamplingPlan(
+        material.tables,
+        fingerprint=material.dataset.fingerprint,
+        seed=config.seed,
+        global_batch=config.global_batch,
+        lanes=config.lanes,
+        sessions=spec.sessions,
+    )
+    loader = BatchLoader(
+        material.dataset,
+        material.tables,
+        plan,
+        list(recipe.spaces),
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.seed,
+        noise=config.noise,
+    )
+    watch = None
+    if rank() == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        watch = Watch(
+            run, first_step=first, total=config.steps, config=spec.config(), wandb=spec.wandb, listener=listener
+        )
+    identity = _identity(spec, recipe, material, parent)
+    job = Job(run, engine, loader, config, recipe.spaces, material.validation, identity, watch, finish)
+    try:
+        return train(job, first_step=first)
+    finally:
+        if watch is not None:
+            watch.close()
+
+
+def _fresh(recipe: Recipe, material: Material, config: TrainingConfig) -> MultiSubjectDecoder:
+    torch.manual_seed(config.seed)
+    return recipe.decoder.build(material.voxels, material.spaces)
+
+
+def _rows(material: Material, recipe: Recipe, spec: StageSpec) -> dict[str, PictureRows]:
+    return {
+        subject: picture_rows(material.dataset, table, list(recipe.spaces), sessions=spec.sessions)
+        for subject, table in material.tables.items()
+    }
+
+
+def _on_rank_zero(decoder: MultiSubjectDecoder, work: Callable[[], object]) -> None:
+    """Do the work on rank 0 and give every rank its result; a failure fails all ranks together."""
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            work()
+        except Exception as caught:  # told to all ranks by the next line
+            error = caught
+    fail_together(error)
+    if world_size() > 1:
+        tensors = broadcast_object(dict(decoder.state_dict()) if rank() == 0 else None)
+        assert tensors is not None
+        load_weights(decoder, tensors)
+
+
+def _identity(spec: StageSpec, recipe: Recipe, material: Material, parent: schema.ParentRecord | None) -> Identity:
+    dataset = material.dataset
+    subjects = {
+        name: schema.SubjectRecord(voxels=count, dataset=dataset.manifest.name, fingerprint=dataset.fingerprint)
+        for name, count in material.voxels.items()
+    }
+    spaces = {
+        name: schema.FeatureSpaceRecord(
+            shape=space.shape, dtype="float32", extractor=recipe.spaces[name].extractor.model_dump(mode="json")
+        )
+        for name, space in material.spaces.items()
+    }
+    return Identity(spec.config(), recipe.name, subjects, spaces, parent)
+
+
+def _check_same_spaces(found: schema.Found, recipe: Recipe) -> None:
+    has = {name: record.extractor for name, record in found.manifest.feature_spaces.items()}
+    wants: Mapping[str, Any] = {name: space.extractor.model_dump(mode="json") for name, space in recipe.spaces.items()}
+    if has != wants:
+        raise InputError(
+            f"{found.path} predicts {has}, the recipe {recipe.name} asks for {dict(wants)}: "
+            f"finetune with the recipe it was pretrained with ({found.manifest.recipe})"
+        )
+
+
+__all__ = ["StageSpec", "check_spaces", "finetune", "fit_ridge_baseline", "open_material", "pretrain", "save"]

@@ -1,0 +1,158 @@
+"""Save and load everything that a run needs to go on exactly: weights, optimiser, position."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmri2img import checkpoints_schema as schema
+from fmri2img.errors import InputError
+from fmri2img.files import digest_json, sha256_file, write_json
+from fmri2img.trainer.collectives import broadcast_object, fail_together, rank
+from fmri2img.trainer.engines import Engine
+
+OPTIMISER = "state/optimiser.safetensors"
+POSITION = "state/position.json"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says about itself beside its weights. `config` is the resolved run configuration."""
+
+    config: dict[str, Any]
+    recipe: str
+    subjects: dict[str, schema.SubjectRecord]
+    spaces: dict[str, schema.FeatureSpaceRecord]
+    parent: schema.ParentRecord | None = None
+
+
+def checkpoints_of(run: Path) -> Path:
+    """Where the step folders of a run lie."""
+    return run / schema.CHECKPOINTS_FOLDER
+
+
+def parent_record(found: schema.Found) -> schema.ParentRecord:
+    """How a checkpoint that training started from is named in its child."""
+    digest = sha256_file(found.path / schema.MANIFEST_NAME)
+    return schema.ParentRecord(path=found.path.name, manifest_sha256=digest, step=found.manifest.step)
+
+
+def save(
+    run: Path,
+    step: int,
+    engine: Engine,
+    identity: Identity,
+    *,
+    metrics: Mapping[str, float],
+    keep: int,
+    model: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Commit `step-...` with the whole model and the state to resume from. Collective: all ranks or none.
+
+    `model` stands in for the engine's weights where the finished model differs from them (best step, alignment).
+    """
+    tensors = engine.model_tensors()
+    moments = engine.optimiser_tensors()
+    token = broadcast_object(schema.new_token())
+    folder = checkpoints_of(run)
+    final = schema.step_path(folder, step)
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            files = {schema.MODEL_NAME: dict(model or tensors), OPTIMISER: moments}
+            if model is not None:
+                files["state/model.safetensors"] = tensors
+            write_step(folder, step, token, files, identity, metrics=metrics)
+            _forget_old(folder, keep)
+        except Exception as caught:  # told to all ranks by the next line
+            error = caught
+            schema.discard(schema.staging_path(folder, step, token))
+    fail_together(error)
+    return final
+
+
+def write_step(
+    folder: Path,
+    step: int,
+    token: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    identity: Identity,
+    *,
+    metrics: Mapping[str, float],
+    kind: Any = "decoder",
+) -> Path:
+    """Write and commit one step folder from this process. `tensors` maps file names to what they hold."""
+    staging = schema.stage(folder, step, token)
+    (staging / "state").mkdir(exist_ok=True)
+    for name, content in tensors.items():
+        schema.save_tensors(staging / name, content)
+    write_json(staging / schema.CONFIG_NAME, identity.config)
+    write_json(staging / POSITION, {"step": step, "config_digest": digest_json(identity.config)})
+    draft = schema.CheckpointManifest(
+        kind=kind,
+        recipe=identity.recipe,
+        subjects=identity.subjects,
+        feature_spaces=identity.spaces,
+        step=step,
+        metrics=dict(metrics),
+        files=schema.file_records(staging, [*tensors, schema.CONFIG_NAME, POSITION]),
+        parent=identity.parent,
+    )
+    (staging / schema.CARD_NAME).write_text(schema.model_card(draft))
+    files = {**draft.files, **schema.file_records(staging, [schema.CARD_NAME])}
+    return schema.commit(staging, schema.step_path(folder, step), draft.model_copy(update={"files": files}))
+
+
+def _forget_old(folder: Path, keep: int) -> None:
+    steps = sorted(path for path in folder.iterdir() if schema.parse_step(path.name) is not None)
+    for path in steps[:-keep]:
+        shutil.rmtree(path)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint of this very run to go on from."""
+
+    step: int
+    model: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    passed_over: tuple[tuple[Path, str], ...]
+
+
+def find_resumable(run: Path, config: dict[str, Any]) -> Resumed | None:
+    """The newest whole checkpoint of a run, or None for a new run.
+
+    Raises InputError when the run folder belongs to another configuration.
+    """
+    found = schema.find_latest(run)
+    if found is None:
+        return None
+    position = json.loads((found.path / POSITION).read_text())
+    if position["config_digest"] != digest_json(config):
+        was = json.loads((found.path / schema.CONFIG_NAME).read_text())
+        raise InputError(
+            f"{run} holds a run of another configuration ({_difference(was, config)}): "
+            "give the same one to resume it, or another --out"
+        )
+    weights = "state/model.safetensors" if "state/model.safetensors" in found.manifest.files else schema.MODEL_NAME
+    model = schema.load_tensors(found.path, weights)
+    moments = schema.load_tensors(found.path, OPTIMISER)
+    return Resumed(found.manifest.step, model, moments, found.passed_over)
+
+
+def _difference(was: Any, now: Any, path: str = "") -> str:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(set(was) | set(now)):
+            if was.get(key) != now.get(key):
+                return _difference(was.get(key), now.get(key), f"{path}.{key}" if path else key)
+    return f"{path} was {was!r}, is {now!r}"
+
+
+def load_weights(decoder: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load all weights or fail, naming what does not fit."""
+    decoder.load_state_dict(dict(tensors), strict=True)

@@ -1,0 +1,82 @@
+"""What a run tells while it trains: one JSON line a logged step, always; wandb with the same names, when asked."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fmri2img.files import write_atomic
+
+METRICS = "metrics.jsonl"
+Record = dict[str, Any]
+
+
+class Watch:
+    """Writes records of rank 0. Every step stands once, also after a resume: lines of later steps are taken out first."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        total: int,
+        config: dict[str, Any],
+        wandb: bool = False,
+        listener: Callable[[Record], None] | None = None,
+    ) -> None:
+        self.path = folder / METRICS
+        self.listener, self.total = listener, total
+        _drop_from(self.path, first_step)
+        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 closed by close()
+        self.run = _start_wandb(folder, config) if wandb else None
+        self.started = time.time()
+
+    def record(self, step: int, values: Record) -> None:
+        """Write one record; `step` counts finished steps."""
+        line = {"step": step, "total": self.total, "time": round(time.time(), 3), **values}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self.run is not None:
+            self.run.log(values, step=step)
+        if self.listener is not None:
+            self.listener(line)
+
+    def close(self) -> None:
+        """Flush and end."""
+        self.file.close()
+        if self.run is not None:
+            self.run.finish()
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All whole records of a run. A last line that a kill cut short is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def memory_mb() -> float:
+    """The peak resident memory of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _drop_from(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [record for record in read_records(path.parent) if record["step"] <= step]
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    import wandb
+
+    identity = folder / "wandb-id"
+    if not identity.exists():
+        write_atomic(identity, wandb.util.generate_id().encode())
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    return wandb.init(
+        project="fmri2img", id=identity.read_text(), resume="allow", dir=str(folder), config=config, mode=mode
+    )
