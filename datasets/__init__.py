@@ -1,5 +1,7 @@
 """What a data set folder is: manifest, shards, index, sampling plan, and the ways in."""
 
+from fmri2img.datasets.arrays import ArraysSource
+from fmri2img.datasets.arrays_spec import ArraysSpec
 from fmri2img.datasets.build import build_dataset
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.features import add_feature_space
@@ -11,6 +13,8 @@ from fmri2img.datasets.source import Progress, SessionTrials, SubjectSource, Tri
 from fmri2img.datasets.verify import Problem, verify
 
 __all__ = [
+    "ArraysSource",
+    "ArraysSpec",
     "Dataset",
     "DatasetManifest",
     "FeatureSpaceEntry",

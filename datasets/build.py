@@ -7,30 +7,24 @@ last and the folder renamed into place, so a build that dies leaves nothing that
 from __future__ import annotations
 
 import errno
-import io
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from PIL import Image
 
 import fmri2img
-from fmri2img.datasets.dataset import BETAS, Dataset
+from fmri2img.datasets.columns import Normalise, ResponsesColumn, stimuli_members
+from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.manifest import PARTITIONS, RESERVED_FOLDERS, seal, write_manifest
-from fmri2img.datasets.npy import pack, pack_npz
+from fmri2img.datasets.npy import pack_npz
 from fmri2img.datasets.source import Progress, SubjectSource, TrialSource, silent
 from fmri2img.datasets.spill import TrialSpill, check_session, mark_test, session_numbers
 from fmri2img.datasets.statistics import Moments
-from fmri2img.datasets.writer import Sample, write_column, write_file
+from fmri2img.datasets.writer import write_column, write_file
 from fmri2img.errors import Fmri2imgError, InputError
-from fmri2img.files import canonical_json, staged_folder
-
-Normalise = Literal["session", "pooled", "none"]
-LARGEST = float(np.finfo(np.float16).max)
+from fmri2img.files import staged_folder
 
 
 def build_dataset(
@@ -196,12 +190,14 @@ class _Build:
                 seen = [int(ids[positions[0]]) for positions in chosen]
                 keys = [f"{subject}_nsd{n:0{width}d}" + (f"_{partition}" if n in both else "") for n in seen]
                 name = f"{subject}/{partition}-{number:05d}"
-                responses = _Responses(subject, spill, scales, keys, chosen, self.normalise)
+                responses = ResponsesColumn(subject, spill, scales, keys, chosen, self.normalise)
                 columns = {
                     "responses": write_column(
                         self.root, name, "responses", responses.members(), extra=responses.extra
                     ),
-                    "stimuli": write_column(self.root, name, "stimuli", self._stimuli(keys, seen)),
+                    "stimuli": write_column(
+                        self.root, name, "stimuli", stimuli_members(self.source, keys, seen)
+                    ),
                 }
                 self.clipped += responses.clipped
                 self.shards.append(
@@ -217,77 +213,6 @@ class _Build:
                 )
                 done += len(chosen)
         self.progress(f"writing {subject}", done, pictures)
-
-    def _stimuli(self, keys: list[str], nsd_ids: list[int]) -> Iterator[Sample]:
-        for key, nsd_id in zip(keys, nsd_ids, strict=True):
-            captions = [str(caption) for caption in self.source.captions(nsd_id)]
-            record = canonical_json({"nsd_id": nsd_id, "captions": captions})
-            yield key, {"json": record, "png": encode_png(nsd_id, self.source.picture(nsd_id))}
-
-
-@dataclass
-class _Responses:
-    """The responses column of one shard, normalised as it is written."""
-
-    subject: str
-    spill: TrialSpill
-    scales: dict[int, tuple[np.ndarray, np.ndarray]]
-    keys: list[str]
-    samples: list[np.ndarray]
-    normalise: Normalise
-    clipped: int = 0
-    checks: list[list[int]] = field(default_factory=list)
-
-    def members(self) -> Iterator[Sample]:
-        spill = self.spill
-        for key, positions in zip(self.keys, self.samples, strict=True):
-            betas = np.stack([self._normalised(int(position)) for position in positions])
-            self.checks.append([zlib.crc32(trial.tobytes()) for trial in betas])
-            trials = [{"session": spill.session[p], "trial": spill.trial[p]} for p in positions]
-            record = {"nsd_id": spill.nsd_id[positions[0]], "trials": trials}
-            yield key, {BETAS: pack(betas), "json": canonical_json(record)}
-
-    def extra(self) -> dict[str, np.ndarray]:
-        repeats = np.array([len(positions) for positions in self.samples], np.int64)
-        sessions = np.full((len(repeats), repeats.max()), -1, np.int16)
-        checks = np.zeros(sessions.shape, np.uint32)
-        for row, positions in enumerate(self.samples):
-            sessions[row, : len(positions)] = [self.spill.session[p] for p in positions]
-            checks[row, : len(positions)] = self.checks[row]
-        nsd_id = np.array([self.spill.nsd_id[positions[0]] for positions in self.samples], np.int64)
-        return {"nsd_id": nsd_id, "repeats": repeats, "sessions": sessions, "trial_crc32": checks}
-
-    def _normalised(self, position: int) -> np.ndarray:
-        mean, std = self.scales[self.spill.session[position]]
-        response: np.ndarray = (self.spill.response(position) - mean) / std
-        large = np.abs(response) > LARGEST
-        if large.any():
-            if self.normalise == "none":
-                where = f"session {self.spill.session[position]}, trial {self.spill.trial[position]}"
-                raise InputError(
-                    f"{self.subject}, {where}: the response {response[large][0]:g} does not fit float16 (at "
-                    f"most {LARGEST:g}): rescale the responses, or build with normalise 'session'."
-                )
-            self.clipped += int(large.sum())
-            response = np.clip(response, -LARGEST, LARGEST)
-        return response.astype(np.float16)
-
-
-def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
-    """A picture as PNG bytes, without loss.
-
-    Raises:
-        InputError: it is not uint8 `(height, width, 3)`.
-    """
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise InputError(
-            f"Picture {nsd_id} is {picture.dtype} {picture.shape}, and must be uint8 (height, width, 3): "
-            "correct the source."
-        )
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _voxel_table(subject: str, source: SubjectSource) -> tuple[dict[str, np.ndarray], dict[str, int]]:

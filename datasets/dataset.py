@@ -19,6 +19,7 @@ from PIL import Image
 from fmri2img.datasets.files import FilePool, damage
 from fmri2img.datasets.index import ColumnIndex, unpack_index
 from fmri2img.datasets.manifest import (
+    BETAS,
     DatasetManifest,
     FeatureSpaceEntry,
     FileEntry,
@@ -29,8 +30,6 @@ from fmri2img.datasets.manifest import (
 from fmri2img.datasets.npy import unpack, unpack_npz
 from fmri2img.datasets.samples import Samples, concatenate
 from fmri2img.errors import InputError
-
-BETAS = "betas.npy"
 
 
 class Dataset:
@@ -284,7 +283,7 @@ def read_checked(root: Path, entry: FileEntry) -> bytes:
 
 
 def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:
-    """Tars of shards that the manifest does not know; a column left by a feature job that died is of a known one."""
+    """Tars of shards that the manifest does not know (what a dead feature job left is of known ones)."""
     known = {shard.name for shard in manifest.shards}
     tars = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.tar"))
     tars += sorted(path.name for path in root.glob("*.tar"))

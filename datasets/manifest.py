@@ -27,6 +27,7 @@ from fmri2img.files import digest_json, write_json
 
 MANIFEST = "dataset.json"
 SCHEMA_VERSION = 1
+BETAS = "betas.npy"
 DATA_COLUMNS = ("responses", "stimuli")
 PARTITIONS = ("train", "test")
 RESERVED_FOLDERS = ("subjects", "features")

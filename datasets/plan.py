@@ -61,8 +61,8 @@ class SamplingPlan:
             below, above = global_batch // unit * unit, (global_batch // unit + 1) * unit
             choice = f"{below} or {above}" if below > 0 else f"{above}"
             raise InputError(
-                f"A global batch of {global_batch} cannot hold equally many rows of {len(self.subjects)} subjects "
-                f"in each of {lanes} lanes: it must be a multiple of {unit}, such as {choice}."
+                f"A global batch of {global_batch} cannot hold equally many rows of {len(self.subjects)} "
+                f"subjects in each of {lanes} lanes: it must be a multiple of {unit}, such as {choice}."
             )
         self.rows = global_batch // unit
         self._trials = {name: trials_of(tables[name], _chosen(sessions, name)) for name in self.subjects}
@@ -162,8 +162,8 @@ class SamplingPlan:
             else "fewer lanes"
         )
         raise InputError(
-            f"{subject} has {trials} training trials in the chosen sessions, too few to fill {self.rows} rows "
-            f"in each of {self.lanes} lanes with different ones: use {way}, or more sessions."
+            f"{subject} has {trials} training trials in the chosen sessions, too few to fill {self.rows} "
+            f"rows in each of {self.lanes} lanes with different ones: use {way}, or more sessions."
         )
 
 

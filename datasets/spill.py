@@ -82,7 +82,7 @@ def check_session(subject: str, voxels: int, session: int, trials: SessionTrials
         row, voxel = (int(value) for value in np.argwhere(bad)[0])
         raise InputError(
             f"{where}, trial {row + 1}: the response of voxel {voxel} is {responses[row, voxel]}, and must "
-            f"be finite ({int(bad.any(axis=1).sum())} such trials in the session): drop these trials or voxels."
+            f"be finite ({int(bad.any(axis=1).sum())} such trials in the session): drop these or the voxels."
         )
 
 

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from fmri2img.datasets.dataset import BETAS, Dataset, read_checked
+from fmri2img.datasets.dataset import Dataset, read_checked
 from fmri2img.datasets.index import ColumnIndex
-from fmri2img.datasets.manifest import MANIFEST, DatasetManifest, FileEntry, ShardEntry, read_manifest
+from fmri2img.datasets.manifest import BETAS, MANIFEST, DatasetManifest, FileEntry, ShardEntry, read_manifest
 from fmri2img.datasets.npy import read_header, unpack, unpack_npz
 from fmri2img.datasets.source import Progress, silent
 from fmri2img.errors import DamageError
