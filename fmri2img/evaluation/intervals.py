@@ -1,7 +1,8 @@
 """From one score per item to a figure with an interval: the bootstrap over pictures.
 
 Scores of one picture (several repeats, samples or subjects) are not independent, so whole pictures are drawn,
-with all their items. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13).
+with all their items. The interval is the percentile one (Efron and Tibshirani 1993, chapter 13): it has no
+width where all scores are equal, and with a handful of pictures it is too narrow.
 """
 
 import numpy as np

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -168,7 +169,8 @@ def _best(data: ReportData, metric: str) -> float:
     return max(values) if _measure(data, metric).higher_is_better else min(values)
 
 
-def _column(data: ReportData, metric: str) -> dict[str, object]:
+def _column(data: ReportData, metric: str) -> SimpleNamespace:
+    # A namespace, as all that the template reads: on a dict, `item.clear` or `item.items` would be the method.
     measure = _measure(data, metric)
     percent = _is_share(measure)
     best = _best(data, metric) if len(data.methods) > 1 else None
@@ -176,24 +178,24 @@ def _column(data: ReportData, metric: str) -> dict[str, object]:
     for method in data.methods:
         if metric in method.metrics:
             found = method.metrics[metric]
-            cells[method.name] = {
-                "value": number(found.value, percent=percent),
-                "interval": f"{number(found.low, percent=percent)} to {number(found.high, percent=percent)}",
-                "best": found.value == best,
-            }
-    return {
-        "label": measure.label,
-        "description": measure.description,
-        "unit": "%" if percent else "",
-        "chance": None if measure.chance is None else chance_text(measure.chance),
-        "higher": measure.higher_is_better,
-        "level": f"{measure.level * 100:g}",
-        "counted": f"{measure.n} items, {measure.units} {measure.unit}s",
-        "cells": cells,
-    }
+            cells[method.name] = SimpleNamespace(
+                value=number(found.value, percent=percent),
+                interval=f"{number(found.low, percent=percent)} to {number(found.high, percent=percent)}",
+                best=found.value == best,
+            )
+    return SimpleNamespace(
+        label=measure.label,
+        description=measure.description,
+        unit="%" if percent else "",
+        chance=None if measure.chance is None else chance_text(measure.chance),
+        higher=measure.higher_is_better,
+        level=f"{measure.level * 100:g}",
+        counted=f"{measure.n} items, {measure.units} {measure.unit}s",
+        cells=cells,
+    )
 
 
-def _key_figure(data: ReportData, metric: str) -> dict[str, object]:
+def _key_figure(data: ReportData, metric: str) -> SimpleNamespace:
     """The first method's figure, and the best of the others beside it."""
     measure = _measure(data, metric)
     percent = _is_share(measure)
@@ -201,19 +203,19 @@ def _key_figure(data: ReportData, metric: str) -> dict[str, object]:
     found = data.methods[0].metrics.get(metric)
     others = [(m.metrics[metric].value, m.name) for m in data.methods[1:] if metric in m.metrics]
     rival = (max(others) if measure.higher_is_better else min(others)) if others else None
-    return {
-        "label": measure.label,
-        "value": "\N{EM DASH}" if found is None else number(found.value, percent=percent),
-        "unit": "%" if percent else "",
-        "interval": ""
+    return SimpleNamespace(
+        label=measure.label,
+        value="\N{EM DASH}" if found is None else number(found.value, percent=percent),
+        unit="%" if percent else "",
+        interval=""
         if found is None
         else f"{number(found.low, percent=percent)} to {number(found.high, percent=percent)}{unit}",
-        "rival": "" if rival is None else f"{rival[1]}: {number(rival[0], percent=percent)}{unit}",
-        "chance": "" if measure.chance is None else f"chance: {chance_text(measure.chance)}{unit}",
-    }
+        rival="" if rival is None else f"{rival[1]}: {number(rival[0], percent=percent)}{unit}",
+        chance="" if measure.chance is None else f"chance: {chance_text(measure.chance)}{unit}",
+    )
 
 
-def _metric_chart(data: ReportData, metric: str) -> dict[str, object]:
+def _metric_chart(data: ReportData, metric: str) -> SimpleNamespace:
     measure = _measure(data, metric)
     percent = _is_share(measure)
     unit = UNIT if percent else ""
@@ -229,29 +231,29 @@ def _metric_chart(data: ReportData, metric: str) -> dict[str, object]:
         for i, method in enumerate(data.methods)
         if metric in method.metrics
     ]
-    return {
-        "label": measure.label,
-        "description": measure.description,
-        "svg": interval_chart(measure.label, dots, chance=measure.chance, percent=percent),
-    }
+    return SimpleNamespace(
+        label=measure.label,
+        description=measure.description,
+        svg=interval_chart(measure.label, dots, chance=measure.chance, percent=percent),
+    )
 
 
-def _comparison(data: ReportData, item: Comparison) -> dict[str, object]:
+def _comparison(data: ReportData, item: Comparison) -> SimpleNamespace:
     measure = _measure(data, item.metric)
     percent = _is_share(measure)
     value, low, high = (
         number(part, percent=percent, signed=True)
         for part in (item.difference.value, item.difference.low, item.difference.high)
     )
-    return {
-        "label": measure.label,
-        "method": item.method,
-        "other": item.other,
-        "value": value,
-        "interval": f"{low} to {high}",
-        "unit": "points" if percent else "",
-        "clear": item.difference.low > 0 or item.difference.high < 0,
-    }
+    return SimpleNamespace(
+        label=measure.label,
+        method=item.method,
+        other=item.other,
+        value=value,
+        interval=f"{low} to {high}",
+        unit="points" if percent else "",
+        clear=item.difference.low > 0 or item.difference.high < 0,
+    )
 
 
 def _ranked(data: ReportData) -> list[PictureRow]:
@@ -282,12 +284,12 @@ def _picture_methods(data: ReportData) -> list[str]:
     return known + [name for name in made if name not in known]
 
 
-def _curves(data: ReportData) -> list[dict[str, object]]:
+def _curves(data: ReportData) -> list[SimpleNamespace]:
     """Charts; a run or method keeps its colour from one chart to the next."""
     names = dict.fromkeys(method.name for method in data.methods)
     names |= dict.fromkeys(name for curve in data.curves for name in curve.series)
     colour = {name: i % COLOURS for i, name in enumerate(names)}
-    drawn: list[dict[str, object]] = []
+    drawn: list[SimpleNamespace] = []
     for curve in data.curves:
         series = [
             (colour[name], np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
@@ -295,6 +297,6 @@ def _curves(data: ReportData) -> list[dict[str, object]]:
         ]
         svg: Markup = line_chart(curve.name, series, x_label=curve.x_label, y_label=curve.y_label)
         drawn.append(
-            {"name": curve.name, "svg": svg, "legend": [(name, colour[name]) for name in curve.series]}
+            SimpleNamespace(name=curve.name, svg=svg, legend=[(name, colour[name]) for name in curve.series])
         )
     return drawn

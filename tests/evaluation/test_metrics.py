@@ -177,11 +177,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_retrieval_agrees_with_pools_really_drawn_in_both_directions(rng: np.random.Generator) -> None:
     candidates = rng.standard_normal((30, 12))
     predicted = candidates + 1.2 * rng.standard_normal((30, 12))
-    result = retrieval(predicted, candidates, pool=8, draws=3000, seed=1)
+    result = retrieval(predicted, candidates, pool=8, draws=1000, seed=1)
     similarity = cosine(predicted, candidates)
-    # Two means of 3000 draws: within 0.045 for all 30 items.
-    assert result.image == pytest.approx(brute_retrieval(similarity, 8, 3000, 2), abs=0.045)
-    assert result.brain == pytest.approx(brute_retrieval(similarity.T, 8, 3000, 3), abs=0.045)
+    # Two means of 1000 draws each: within 0.08 for all 30 items.
+    assert result.image == pytest.approx(brute_retrieval(similarity, 8, 1000, 2), abs=0.08)
+    assert result.brain == pytest.approx(brute_retrieval(similarity.T, 8, 1000, 3), abs=0.08)
     assert not np.allclose(result.image, result.brain, atol=0.1)
 
 
