@@ -76,7 +76,8 @@ class ArraysSource:
             )
         if self.spec.pictures.scale is None and self._pictures.rows(np.arange(min(shape[0], 16))).max() <= 1:
             raise InputError(
-                f"pictures ({self.spec.pictures.array}) are 0 or 1, which would be black: say pictures.scale: [0, 1]."
+                f"pictures ({self.spec.pictures.array}) are 0 or 1, which would be black: "
+                "say pictures.scale: [0, 1]."
             )
         captions = self.spec.pictures.captions
         self._captions = texts(self._root, captions, shape[0]) if captions else [[] for _ in range(shape[0])]

@@ -55,7 +55,8 @@ class FilePool:
         Raises:
             DamageError: the file is missing, has another size than the manifest says, or other bytes there.
         """
-        data = os.pread(self._handle(entry).descriptor, size, offset)
+        handle = self._handle(entry)  # kept until the read is done, so that no eviction closes it
+        data = os.pread(handle.descriptor, size, offset)
         if len(data) != size:
             raise damage(
                 self.root, entry.file, f"{len(data)} bytes at offset {offset} instead of {size}", key

@@ -66,8 +66,8 @@ class SamplingPlan:
             )
         self.rows = global_batch // unit
         self._trials = {name: trials_of(tables[name], _chosen(sessions, name)) for name in self.subjects}
-        for name in self.subjects:
-            self._check_enough(name, len(self._trials[name][0]))
+        fewest = min(self.subjects, key=lambda name: self.trials[name])
+        self._check_enough(fewest, self.trials[fewest])
         self._orders: dict[tuple[str, int], tuple[int, np.ndarray]] = {}
 
     @property
