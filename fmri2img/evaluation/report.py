@@ -170,7 +170,7 @@ def _best(data: ReportData, metric: str) -> float:
 
 
 def _column(data: ReportData, metric: str) -> SimpleNamespace:
-    # A namespace, as all that the template reads: on a dict, `item.clear` or `item.items` would be the method.
+    # A namespace, as all that the template reads: of a dict, `item.clear` or `item.items` is the method.
     measure = _measure(data, metric)
     percent = _is_share(measure)
     best = _best(data, metric) if len(data.methods) > 1 else None
