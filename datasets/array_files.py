@@ -15,7 +15,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 
 from fmri2img.datasets.npy import read_header
 from fmri2img.errors import InputError
@@ -178,6 +177,8 @@ def _open_hdf5(path: Path, key: str, reference: str) -> ArrayFile:
 
 
 def _open_mat(path: Path, key: str, reference: str) -> ArrayFile:
+    import scipy.io  # slow to import, and only this needs it
+
     found = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
     if key not in found:
         raise _no_key(reference, key, list(found))

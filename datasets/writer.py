@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import webdataset
 
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import ColumnEntry, FileEntry
@@ -49,6 +48,8 @@ def write_column(
         samples: (key, {file ending: payload}) in key order, every sample with the same endings.
         extra: called after the last sample, gives the per-sample arrays of the index.
     """
+    import webdataset  # it brings torch, which readers and the command line do without
+
     target = root / f"{shard}.{column}.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
     keys: list[str] = []
