@@ -33,7 +33,7 @@ def build_dataset(
     *,
     samples_per_shard: int = 64,
     normalise: Normalise = "session",
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Write a data set folder and open it.
 
@@ -62,7 +62,7 @@ def build_dataset(
     try:
         with staged_folder(out) as staging:
             write_manifest(
-                staging, seal(_Build(source, staging, samples_per_shard, normalise, progress).run())
+                staging, seal(_Build(source, staging, samples_per_shard, normalise, progress or silent).run())
             )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

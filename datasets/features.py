@@ -44,7 +44,7 @@ def add_feature_space(
     dtype: str,
     extractor: dict[str, Any],
     compute: Compute,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Compute a feature of every picture, add it as a column, and open the data set with it.
 
@@ -62,7 +62,7 @@ def add_feature_space(
     Raises:
         InputError: another extractor has the name, or `compute` returns something else than announced.
     """
-    root = Path(path).absolute()
+    root, progress = Path(path).absolute(), progress or silent
     try:
         TypeAdapter(SpaceName).validate_python(name)
     except ValidationError:

@@ -230,6 +230,22 @@ def json_schema() -> dict[str, Any]:
     } | {key: value for key, value in schema.items() if key != "title"}
 
 
+def schema_path() -> Path:
+    """The committed JSON Schema."""
+    return Path(__file__).parent / "schema" / f"dataset.v{SCHEMA_VERSION}.json"
+
+
+def schema_text() -> str:
+    """`json_schema` as the text of that file."""
+    return json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+def write_schema() -> Path:
+    """Write the exported schema anew; a change that old readers refuse needs a new schema version."""
+    schema_path().write_text(schema_text())
+    return schema_path()
+
+
 def _manifest_digest(plain: dict[str, Any]) -> str:
     return digest_json({key: value for key, value in plain.items() if key != "digest"})
 

@@ -36,7 +36,7 @@ class Problem:
         return f"{self.file}: {self.key}: {self.rule}" if self.key else f"{self.file}: {self.rule}"
 
 
-def verify(path: str | Path, progress: Progress = silent) -> list[Problem]:
+def verify(path: str | Path, progress: Progress | None = None) -> list[Problem]:
     """Check every byte of a data set folder against its manifest and indices, to the last.
 
     Args:
@@ -54,7 +54,7 @@ def verify(path: str | Path, progress: Progress = silent) -> list[Problem]:
         manifest = read_manifest(root)
     except DamageError as error:
         return [Problem(MANIFEST, None, str(error))]
-    return list(_Verification(root, manifest, progress).problems())
+    return list(_Verification(root, manifest, progress or silent).problems())
 
 
 class _Verification:

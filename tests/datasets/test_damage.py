@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fmri2img.datasets import Dataset, add_feature_space, verify
-from fmri2img.datasets.dataset import BETAS
+from fmri2img.datasets.manifest import BETAS
 from fmri2img.errors import DamageError, InputError
 
 TAR = "subj01/train-00000.responses.tar"

@@ -11,7 +11,12 @@ import pytest
 from fmri2img.datasets import Dataset, add_feature_space, build_dataset, verify
 from fmri2img.errors import InputError
 
-TONE = {"name": "tone", "shape": (3,), "dtype": "float32", "extractor": {"model": "mean colour"}}
+TONE: dict[str, Any] = {
+    "name": "tone",
+    "shape": (3,),
+    "dtype": "float32",
+    "extractor": {"model": "mean colour"},
+}
 
 
 def tone(pictures: list[np.ndarray], captions: list[list[str]]) -> np.ndarray:
@@ -102,7 +107,12 @@ def test_an_attempt_that_dies_leaves_a_sound_data_set_and_can_be_repeated(
 
 def test_two_spaces_live_side_by_side(tiny: Dataset) -> None:
     add_feature_space(tiny.path, **TONE, compute=tone)
-    count = {"name": "words", "shape": (1, 1), "dtype": "float16", "extractor": {"model": "captions"}}
+    count: dict[str, Any] = {
+        "name": "words",
+        "shape": (1, 1),
+        "dtype": "float16",
+        "extractor": {"model": "captions"},
+    }
     dataset = add_feature_space(
         tiny.path, **count, compute=lambda _, captions: np.array([[[len(c)]] for c in captions], float)
     )

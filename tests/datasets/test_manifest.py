@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
+from pathlib import Path
 
-from fmri2img.datasets import Dataset
-from fmri2img.datasets.manifest import json_schema, seal
+import numpy as np
+
+from fmri2img.datasets import Dataset, verify
+from fmri2img.datasets.manifest import schema_path, schema_text, seal
+
+GOLDEN = Path(__file__).parent / "golden" / "v1"
+FINGERPRINT = "2d5b9a9011cc03f17ff4491cf319beabec4ce3cbb9c0ec12a1a74f38e9266e7e"
 
 
 def test_the_committed_schema_is_that_of_the_models() -> None:
-    committed = json.loads((files("fmri2img.datasets") / "schema" / "dataset.v1.json").read_text())
-    assert committed == json_schema(), "export it again: see `fmri2img.datasets.manifest.json_schema`"
+    assert schema_path().read_text() == schema_text(), "run fmri2img.datasets.manifest.write_schema()"
 
 
 def test_the_fingerprint_is_of_the_data_and_not_of_words_about_them(tiny: Dataset) -> None:
@@ -28,3 +31,24 @@ def test_a_named_split_is_a_part_of_a_partition(tiny: Dataset) -> None:
     plain["splits"]["few"] = {"partition": "test", "nsd_ids": [0, 2, 77]}
     few = Dataset(tiny.path, seal(plain)).samples("subj01", "few")
     assert few.nsd_id.tolist() == [0, 2]
+
+
+def test_a_data_set_written_by_version_1_is_still_read() -> None:
+    assert verify(GOLDEN) == []
+    dataset = Dataset.open(GOLDEN)
+    assert dataset.fingerprint == FINGERPRINT
+    samples = dataset.samples("subj01", "train")
+    assert samples.keys.tolist() == ["subj01_nsd00000", "subj01_nsd00001"]
+    assert samples.sessions.tolist() == [[1, 1, 2, 2]] * 2
+    expected = []
+    for session in (1, 2):
+        trial = np.arange(6)
+        picture = (trial + session) % 3
+        raw = (np.cos(np.outer(trial + 7 * session, np.arange(1, 5))) * 3 + session).astype(np.float32)
+        basis = raw[picture != 2].astype(np.float64)
+        expected.append(((raw - basis.mean(0)) / basis.std(0))[picture == 1])
+    np.testing.assert_allclose(dataset.responses(samples, 1), np.concatenate(expected), rtol=1e-3)
+    assert dataset.picture(samples, 1)[0, 0].tolist() == [1, 2, 3]
+    assert dataset.captions(samples, 1) == ["picture 1"]
+    assert dataset.feature(samples, 1, "tone").tolist() == [29.5, 30.5, 31.5]
+    assert dataset.voxel_table("subj01")["roi"].tolist() == ["V1", "V1", "V2", ""]

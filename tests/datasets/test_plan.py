@@ -27,7 +27,8 @@ def table(subject: str, samples: int, seed: int = 0) -> Samples:
 
 
 def plan(tables: dict[str, Samples], **options: Any) -> SamplingPlan:
-    return SamplingPlan(tables, **{"fingerprint": "f", "seed": 0, "global_batch": 36, "lanes": 6} | options)
+    usual: dict[str, Any] = {"fingerprint": "f", "seed": 0, "global_batch": 36, "lanes": 6}
+    return SamplingPlan(tables, **usual | options)
 
 
 THREE = {name: table(name, n) for name, n in (("subj02", 61), ("subj01", 80), ("subj07", 47))}
