@@ -7,9 +7,7 @@ the picture explains (Allen et al. 2022, whose percentages are 100 times ours). 
 """
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -20,19 +18,10 @@ from fmri2img.simulation.energy import (
     GRID,
     ORIENTATIONS,
     WAVELENGTHS,
-    contrast_maps,
 )
-from fmri2img.simulation.population import Populations
-from fmri2img.simulation.scenes import Scene, draw_scene, render
+from fmri2img.simulation.reference import Features, Reference, field_weights
 
 BRAIN_STREAM, NOISE_STREAM, DRIFT_STREAM = 4, 5, 6
-PICTURE_DEGREES = 8.4
-"""Width of a picture in degrees of visual angle, as in NSD."""
-REFERENCE_PICTURES = 1024
-REFERENCE_IDS = 1 << 40
-"""Pictures from this id on only calibrate; no subject sees them."""
-SURROUND, SEMI_SATURATION = 1.2, 0.3
-"""Of divisive normalisation: standard deviation in degrees, and a constant in units of mean contrast."""
 GLOBAL_NOISE, LOCAL_NOISE = 2, 2
 """Noise components of a trial shared by the whole cortex, and by each ROI."""
 
@@ -54,61 +43,15 @@ EARLY: dict[str, EarlyArea] = {
     "V4": EarlyArea(0.90, 0.36, 0.55, 0.35),
 }
 SHARES: dict[str, float] = {
-    "V1": 0.20, "V2": 0.17, "V3": 0.13, "V4": 0.11, "LOC": 0.13, "PPA": 0.09, "FFA": 0.06, "ventral": 0.11,
+    "V1": 0.15, "V2": 0.12, "V3": 0.10, "V4": 0.08, "LOC": 0.18, "PPA": 0.12, "FFA": 0.08, "ventral": 0.17,
 }  # fmt: skip
 """Share of a subject's voxels in each ROI, before the subject's own variation."""
 CEILINGS: dict[str, tuple[float, float]] = {
-    "V1": (1.8, 3.2), "V2": (1.7, 3.4), "V3": (1.6, 3.6), "V4": (1.4, 4.0),
-    "LOC": (1.1, 4.6), "PPA": (1.1, 4.6), "FFA": (1.1, 4.6), "ventral": (1.0, 5.0),
+    "V1": (1.9, 3.2), "V2": (1.7, 3.4), "V3": (1.6, 3.6), "V4": (1.4, 3.8),
+    "LOC": (1.3, 3.8), "PPA": (1.3, 3.8), "FFA": (1.2, 4.0), "ventral": (1.2, 3.8),
 }  # fmt: skip
 """Beta parameters of the noise ceilings of an ROI, as shares of `HIGHEST_CEILING`."""
 HIGHEST_CEILING = 0.55
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the cortex sees of n pictures.
-
-    Attributes:
-        maps: normalised contrast (n, CHANNELS, GRID * GRID), float32.
-        answers: by higher area, those of its tuned units (n, units), float32.
-    """
-
-    maps: np.ndarray
-    answers: dict[str, np.ndarray]
-
-
-class Reference:
-    """What all subjects of a simulation share: tuned populations, and the usual size of maps and units."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._populations = Populations(seed)
-        scenes = [draw_scene(seed, REFERENCE_IDS + i) for i in range(REFERENCE_PICTURES)]
-        maps = contrast_maps(np.stack([render(scene) for scene in scenes]))
-        self._map_means = maps.mean(axis=(0, 2))[:, None]
-        across, down = np.meshgrid(_places(), _places())
-        self._near = _field_weights(across, down, np.array(SURROUND))
-        self.features = Features(self._normalise(maps), self._populations.answers(scenes))
-        self.unit_means = {name: a.mean(axis=0) for name, a in self.features.answers.items()}
-        self.unit_deviations = {name: a.std(axis=0) + 1e-6 for name, a in self.features.answers.items()}
-
-    def see(self, scenes: Sequence[Scene]) -> Features:
-        """The features of scenes."""
-        maps = contrast_maps(np.stack([render(scene) for scene in scenes]))
-        return Features(self._normalise(maps), self._populations.answers(scenes))
-
-    def _normalise(self, maps: np.ndarray) -> np.ndarray:
-        """Divisive normalisation (Heeger 1992): every map over the contrast of all maps in the surround."""
-        relative = maps / self._map_means
-        surround = relative.mean(axis=1) @ self._near.T
-        return (relative / (SEMI_SATURATION + surround[:, None])).astype(np.float32)
-
-
-@lru_cache(maxsize=2)
-def reference(seed: int) -> Reference:
-    """The reference of a simulation's seed, made once per process (a few seconds)."""
-    return Reference(seed)
 
 
 class Cortex:
@@ -131,8 +74,7 @@ class Cortex:
         self.roi = np.repeat(np.array(list(counts), dtype="<U16"), list(counts.values()))
         self._draw_early(rng, counts)
         self._mixing = {
-            name: _mixing_weights(rng, a.shape[1], counts[name])
-            for name, a in shared.features.answers.items()
+            name: _mixing_weights(rng, a.shape[1], counts[name]) for name, a in shared.features.active.items()
         }
         quiet = HIGHEST_CEILING * np.concatenate([rng.beta(*CEILINGS[n], size=c) for n, c in counts.items()])
         ncsnr = np.sqrt(np.maximum(quiet, 1e-3) / (1 - quiet)) / noise_scale
@@ -154,7 +96,7 @@ class Cortex:
             x, y, size = _receptive_fields(rng, area, n)
             part = slice(start, start + n)
             self.rf_x[part], self.rf_y[part], self.rf_size[part] = x, y, size
-            fields.append(_field_weights(x, y, size))
+            fields.append(field_weights(x, y, size))
             channels.append(_channel_weights(rng, area, np.hypot(x, y)))
             exponents.append(np.full(n, area.exponent))
             start += n
@@ -171,10 +113,7 @@ class Cortex:
             early[i : i + 64] = np.einsum("ncv,cv->nv", seen, self._channels)
         parts = [(early + 0.05) ** self._exponents]
         for name, (weights, threshold) in self._mixing.items():
-            units = (features.answers[name] - self._shared.unit_means[name]) / self._shared.unit_deviations[
-                name
-            ]
-            parts.append(np.logaddexp(0, 1.5 * (units @ weights - threshold)))
+            parts.append(np.logaddexp(0, features.active[name] @ weights - threshold))
         return np.concatenate(parts, axis=1)
 
     def signal(self, features: Features) -> np.ndarray:
@@ -228,18 +167,6 @@ def _receptive_fields(
     return eccentricity * np.cos(angle), eccentricity * np.sin(angle), size
 
 
-def _places() -> np.ndarray:
-    return ((np.arange(GRID) + 0.5) / GRID - 0.5) * PICTURE_DEGREES
-
-
-def _field_weights(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Gaussian receptive fields on the grid of the maps: (n, GRID * GRID), each summing to 1."""
-    down = np.exp(-((_places() - y.reshape(-1, 1)) ** 2) / (2 * size.reshape(-1, 1) ** 2))
-    across = np.exp(-((_places() - x.reshape(-1, 1)) ** 2) / (2 * size.reshape(-1, 1) ** 2))
-    weights = (down[:, :, None] * across[:, None, :]).reshape(x.size, -1)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 def _channel_weights(rng: np.random.Generator, area: EarlyArea, eccentricity: np.ndarray) -> np.ndarray:
     """How much a voxel takes of each map: (n, CHANNELS), each row summing to 1; coarser with eccentricity."""
     n = len(eccentricity)
@@ -260,13 +187,11 @@ def _channel_weights(rng: np.random.Generator, area: EarlyArea, eccentricity: np
     )
 
 
-def _mixing_weights(rng: np.random.Generator, units: int, voxels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sparse weights (units, voxels) of unit length, about 8 units to a voxel, and each voxel's threshold."""
-    weights = rng.normal(0.4, 1, size=(units, voxels))
-    order = rng.random((units, voxels)).argsort(axis=0)
-    weights[order >= 8] = 0
+def _mixing_weights(rng: np.random.Generator, dimensions: int, voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (dimensions, voxels) of unit length, and each voxel's threshold."""
+    weights = rng.normal(size=(dimensions, voxels))
     weights /= np.linalg.norm(weights, axis=0)
-    return weights.astype(np.float32), rng.normal(0.3, 0.4, size=voxels).astype(np.float32)
+    return weights.astype(np.float32), rng.normal(0, 0.4, size=voxels).astype(np.float32)
 
 
 def _noise_loadings(rng: np.random.Generator, counts: list[int]) -> np.ndarray:

@@ -14,7 +14,8 @@ from fmri2img.datasets.source import SessionTrials
 from fmri2img.errors import InputError
 from fmri2img.files import digest_json
 from fmri2img.simulation.captions import write_captions
-from fmri2img.simulation.cortex import Cortex, Reference, reference
+from fmri2img.simulation.cortex import Cortex
+from fmri2img.simulation.reference import Reference, reference
 from fmri2img.simulation.scenes import Scene, draw_scene, render
 
 DESIGN_STREAM, PICTURE_STREAM = 7, 8

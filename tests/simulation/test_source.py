@@ -9,7 +9,7 @@ import pytest
 from fmri2img.datasets.source import SubjectSource, TrialSource
 from fmri2img.errors import InputError
 from fmri2img.simulation import Simulation, SimulationSpec
-from fmri2img.simulation.cortex import reference
+from fmri2img.simulation.reference import reference
 from fmri2img.simulation.source import draw_design
 
 
