@@ -46,9 +46,10 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# After a change of the checkpoint manifest's models.
+# After a change of a manifest's models that old readers accept.
 schemas: venv
 	$(BIN)/python -P -c 'from fmri2img.checkpoints_schema.manifest import write_schema; print(write_schema())'
+	$(BIN)/python -P -c 'from fmri2img.datasets.manifest import write_schema; print(write_schema())'
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -51,7 +51,7 @@ def installed(distribution: str) -> bool:
 def test_the_installed_version_is_the_one_of_the_source_and_the_changelog() -> None:
     assert importlib.metadata.version("fmri2img") == fmri2img.__version__
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[0] == "Unreleased" or headings[0] == fmri2img.__version__
+    assert headings[0] in ("Unreleased", fmri2img.__version__)
 
 
 def test_every_package_of_the_folders_is_in_the_wheel() -> None:
@@ -115,7 +115,18 @@ def test_readme_shows_commands() -> None:
 
 
 @pytest.mark.parametrize("line", readme_commands())
-def test_every_command_of_the_readme_parses(line: str) -> None:
-    from fmri2img.cli import parse
+def test_every_command_and_flag_of_the_readme_exists(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fmri2img.cli import main
 
-    assert parse(shlex.split(line)[1:]) is not None
+    words = shlex.split(line)
+    flags = [word for word in words if word.startswith("--")]
+    command = words[: words.index(flags[0])] if flags else words
+    monkeypatch.setattr(sys, "argv", [*command, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(main())
+    help_text = capsys.readouterr().out
+    assert stopped.value.code in (0, None), f"`{shlex.join(command)}` is no command"
+    missing = [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", help_text)]
+    assert missing == [], f"`{shlex.join(command)} --help` knows no {', '.join(missing)}"
