@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft  # type: ignore[import-untyped]
+from scipy import fft
 
 GRID = 16
 """Maps are averaged to GRID x GRID positions."""
