@@ -40,7 +40,9 @@ def _recipe_path(name: str) -> Path:
         return path
     if name in shipped_recipes():
         return Path(str(resources.files("fmri2img") / "recipes" / f"{name}.yaml"))
-    raise InputError(f"there is no recipe {name!r}: use one of {', '.join(shipped_recipes())}, or the path of a .yaml file")
+    raise InputError(
+        f"there is no recipe {name!r}: use one of {', '.join(shipped_recipes())}, or the path of a .yaml file"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,7 +64,9 @@ def _pair(text: str) -> dict[str, Any]:
     try:
         result: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"--set {text!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     for part in reversed(key.split(".")):
         result = {part: result}
     return dict(result)

@@ -1,0 +1,1 @@
+"""Jobs on a cluster: where they run, how they are cut up, what they show."""

@@ -24,7 +24,9 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.emulate_nodes and self.address:
-            raise InputError("--emulate-nodes starts its own cluster and --cluster joins one: give one of them")
+            raise InputError(
+                "--emulate-nodes starts its own cluster and --cluster joins one: give one of them"
+            )
         if self.workers < 1:
             raise InputError(f"--workers {self.workers}: a job needs at least 1")
         if self.emulate_nodes and self.workers % self.emulate_nodes:

@@ -88,8 +88,12 @@ def _plain(error: BaseException) -> Fmri2imgError:
         inner = _ours(cause)
         if inner is not None:
             return inner
-        return Fmri2imgError(f"worker {number} failed: {_last_line(cause)}; the same command goes on from the last checkpoint")
-    return Fmri2imgError(f"training failed: {_last_line(error)}; the same command goes on from the last checkpoint")
+        return Fmri2imgError(
+            f"worker {number} failed: {_last_line(cause)}; the same command goes on from the last checkpoint"
+        )
+    return Fmri2imgError(
+        f"training failed: {_last_line(error)}; the same command goes on from the last checkpoint"
+    )
 
 
 def _ours(error: BaseException | None) -> Fmri2imgError | None:

@@ -1,8 +1,8 @@
 """Reconstruction cut into fixed units, each made whole or not at all. No cluster here: a unit is a function call.
 
-    job.json                     what is reconstructed from what: the identity of the folder
-    units/unit-00003/            one unit: pictures, predictions.safetensors, unit.json with the SHA-256 of each file
-    manifest.json                written last: every item with its file, once
+job.json                     what is reconstructed from what: the identity of the folder
+units/unit-00003/            one unit: pictures, predictions.safetensors, unit.json with the SHA-256 of each file
+manifest.json                written last: every item with its file, once
 """
 
 import io
@@ -70,7 +70,9 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
             f"{data} has {', '.join(dataset.subjects)}, not {', '.join(absent) or ', '.join(found.manifest.subjects)}: "
             "pass --subject with one that both the data and the checkpoint have"
         )
-    schema.check_subjects(found.manifest, {s: dataset.voxels(s) for s in subjects}, checkpoint=str(checkpoint))
+    schema.check_subjects(
+        found.manifest, {s: dataset.voxels(s) for s in subjects}, checkpoint=str(checkpoint)
+    )
     recipe = recipe_of(found.path)
     return ReconstructionJob(
         checkpoint=sha256_file(found.path / schema.MANIFEST_NAME),
@@ -98,9 +100,13 @@ def items_of(job: ReconstructionJob, dataset: Dataset) -> list[Item]:
             for repeats in groups:
                 name = str(table.keys[row]) + ("" if job.repeats == "average" else f"_r{repeats[0]}")
                 for sample in range(job.samples):
-                    items.append(Item(f"{name}_s{sample}", subject, row, int(table.nsd_id[row]), repeats, sample))
+                    items.append(
+                        Item(f"{name}_s{sample}", subject, row, int(table.nsd_id[row]), repeats, sample)
+                    )
     if not items:
-        raise InputError(f"split {job.split} of {', '.join(job.subjects)} holds no sample: choose another --split")
+        raise InputError(
+            f"split {job.split} of {', '.join(job.subjects)} holds no sample: choose another --split"
+        )
     return items
 
 
@@ -154,7 +160,9 @@ class Reconstructor:
         most = max(len(item.repeats) for item in items)
         for subject in sorted({item.subject for item in items}):
             for turn in range(most):
-                chosen = [i for i, item in enumerate(items) if item.subject == subject and turn < len(item.repeats)]
+                chosen = [
+                    i for i, item in enumerate(items) if item.subject == subject and turn < len(item.repeats)
+                ]
                 if not chosen:
                     continue
                 rows = np.array([items[i].row for i in chosen])
@@ -225,11 +233,15 @@ def merge(out: Path, job: ReconstructionJob, dataset: Dataset) -> Path:
                     "sha256": files[file],
                 }
             )
-    stray = sorted({p.name for p in (out / "units").iterdir()} - {f"unit-{n:05d}" for n in range(units_of(job, items))})
+    stray = sorted(
+        {p.name for p in (out / "units").iterdir()} - {f"unit-{n:05d}" for n in range(units_of(job, items))}
+    )
     stray = [name for name in stray if not name.startswith(".")]
     if stray:
         raise DamageError(f"{out / 'units'} holds {', '.join(stray)}, which the job does not make: remove it")
-    write_json(out / "manifest.json", {"schema_version": 1, "job": job.model_dump(mode="json"), "items": listed})
+    write_json(
+        out / "manifest.json", {"schema_version": 1, "job": job.model_dump(mode="json"), "items": listed}
+    )
     return out / "manifest.json"
 
 
@@ -271,7 +283,11 @@ def read_made(out: Path) -> Made:
 
 
 def _sidecar(job: ReconstructionJob, items: Sequence[Item], files: dict[str, str]) -> dict[str, Any]:
-    return {"job": digest_json(job.model_dump(mode="json")), "keys": [item.key for item in items], "files": files}
+    return {
+        "job": digest_json(job.model_dump(mode="json")),
+        "keys": [item.key for item in items],
+        "files": files,
+    }
 
 
 def _set_aside(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Training: objectives, schedules, engines, the one loop and its two stages."""

@@ -81,7 +81,9 @@ class BatchLoader:
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of steps first to last - 1, read ahead in one thread."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            queue: list[Future[Batch]] = [pool.submit(self.read, s) for s in range(first, min(first + self.ahead, last))]
+            queue: list[Future[Batch]] = [
+                pool.submit(self.read, s) for s in range(first, min(first + self.ahead, last))
+            ]
             try:
                 for step in range(first, last):
                     started = time.perf_counter()

@@ -19,9 +19,13 @@ class SpaceConfig(Strict):
     """A feature space to predict, what makes it, and the weight of each loss on it (0 leaves the loss out)."""
 
     extractor: AnyExtractor
-    regression: float = Field(default=1.0, ge=0, description="weight of the mean squared error of standardised features")
+    regression: float = Field(
+        default=1.0, ge=0, description="weight of the mean squared error of standardised features"
+    )
     contrastive: float = Field(default=0.0, ge=0, description="weight of the symmetric contrastive loss")
-    temperature: float = Field(default=0.1, gt=0, description="divides the cosine similarities of the contrastive loss")
+    temperature: float = Field(
+        default=0.1, gt=0, description="divides the cosine similarities of the contrastive loss"
+    )
 
 
 class TrainingConfig(Strict):
@@ -30,7 +34,9 @@ class TrainingConfig(Strict):
     seed: int = 0
     steps: int = Field(default=1000, ge=0)
     global_batch: int = Field(default=96, ge=1, description="rows of one step over all workers and subjects")
-    lanes: int = Field(default=8, ge=1, description="fixed shares of the data; the number of workers must divide it")
+    lanes: int = Field(
+        default=8, ge=1, description="fixed shares of the data; the number of workers must divide it"
+    )
     learning_rate: float = Field(default=3e-4, gt=0)
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
@@ -38,9 +44,16 @@ class TrainingConfig(Strict):
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    noise: float = Field(default=0.0, ge=0, description="standard deviation of noise added to z-scored responses")
+    noise: float = Field(
+        default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
+    )
     start: Literal["ridge", "random"] = "ridge"
-    validation: float = Field(default=0.05, ge=0, lt=1, description="share of training pictures held out to validate")
+    trainable: Literal["whole", "head"] = Field(
+        default="whole", description="head leaves all that subjects share as it is"
+    )
+    validation: float = Field(
+        default=0.05, ge=0, lt=1, description="share of training pictures held out to validate"
+    )
     validate_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1, description="newest checkpoints that stay")

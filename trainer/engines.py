@@ -25,7 +25,9 @@ class Engine(Protocol):
     decoder: MultiSubjectDecoder
     device: torch.device
 
-    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]: ...
+    def forward(
+        self, responses: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]: ...
 
     def backward(self, loss: Tensor) -> None: ...
 
@@ -57,7 +59,9 @@ class AccelerateEngine:
         from accelerate import Accelerator
 
         if world_size() > 1:
-            raise InputError(f"AccelerateEngine trains on one device, the process group has {world_size()}: use pretrain")
+            raise InputError(
+                f"AccelerateEngine trains on one device, the process group has {world_size()}: use pretrain"
+            )
         mixed = "bf16" if config.precision == "bfloat16" else "no"
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
         self.decoder, self.optimiser = self.accelerator.prepare(decoder, _optimiser(decoder, config))
@@ -80,7 +84,9 @@ class AccelerateEngine:
         return norm
 
     def model_tensors(self) -> dict[str, Tensor]:
-        return {name: value.detach().float().cpu().clone() for name, value in self.decoder.state_dict().items()}
+        return {
+            name: value.detach().float().cpu().clone() for name, value in self.decoder.state_dict().items()
+        }
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         return _plain_state(self.optimiser.optimizer, self.decoder)
@@ -142,12 +148,22 @@ class DeepSpeedEngine:
 
         if self.stage == 0 and not self.engine.bfloat16_enabled():
             return _plain_state(self._inner, self.decoder)
+        self._link_moments()
         tensors = {COUNT: torch.tensor(float(self.updates))}
         for name, parameter in self.decoder.named_parameters():
             for moment in MOMENTS:
                 whole = safe_get_full_optimizer_state(parameter, moment)
                 tensors[f"{moment}.{name}"] = whole.detach().float().cpu().clone().reshape(-1)
         return tensors
+
+    def _link_moments(self) -> None:
+        """Give every parameter its part of the flat moments.
+
+        DeepSpeed 0.19 does this once, after the first group's first update, and leaves the other groups out.
+        """
+        if hasattr(self.engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @property
     def _inner(self) -> torch.optim.Optimizer:
@@ -168,9 +184,7 @@ class DeepSpeedEngine:
                 state["step"] = torch.tensor(float(self.updates))
                 for moment in MOMENTS:
                     state[moment] = torch.zeros_like(flat)
-        link = getattr(self.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:
-            link()
+        self._link_moments()
         for name, parameter in self.decoder.named_parameters():
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, tensors[f"{moment}.{name}"], moment)
@@ -192,7 +206,9 @@ def _plain_state(optimiser: torch.optim.Optimizer, decoder: nn.Module) -> dict[s
     return tensors
 
 
-def _load_plain_state(optimiser: torch.optim.Optimizer, decoder: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _load_plain_state(
+    optimiser: torch.optim.Optimizer, decoder: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
     for name, parameter in decoder.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state = optimiser.state[parameter]

@@ -47,7 +47,9 @@ class Job:
     validation: Mapping[str, PictureRows]
     identity: Identity
     watch: Watch | None
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None  # makes the finished model's tensors
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = (
+        None  # makes the finished model's tensors
+    )
 
 
 def train(job: Job, *, first_step: int) -> Path:
@@ -91,7 +93,15 @@ def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
         metrics = {**metrics, "validation/best_loss": best.loss, "validation/best_step": float(best.step)}
     if job.finish is not None:
         model = job.finish(model)
-    return save(job.run, job.config.steps, job.engine, job.identity, metrics=metrics, keep=job.config.keep, model=model)
+    return save(
+        job.run,
+        job.config.steps,
+        job.engine,
+        job.identity,
+        metrics=metrics,
+        keep=job.config.keep,
+        model=model,
+    )
 
 
 def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
@@ -160,7 +170,9 @@ def validate(engine: Engine, rows: Mapping[str, PictureRows], spaces: Mapping[st
                 sums.setdefault(f"validation/{name}/regression", []).append(value)
                 total += space.regression * value
             if space.contrastive:
-                value = float(contrastive_loss(retrieval[name][part], target, picture, temperature=space.temperature))
+                value = float(
+                    contrastive_loss(retrieval[name][part], target, picture, temperature=space.temperature)
+                )
                 sums.setdefault(f"validation/{name}/contrastive", []).append(value)
                 total += space.contrastive * value
                 share = _top1(retrieval[name][part], target)

@@ -22,13 +22,17 @@ def regression_loss(predicted_BF: Tensor, target_BF: Tensor) -> Tensor:
     return functional.mse_loss(predicted_BF, target_BF)
 
 
-def contrastive_loss(predicted_BF: Tensor, target_BF: Tensor, picture_B: Tensor, *, temperature: float) -> Tensor:
+def contrastive_loss(
+    predicted_BF: Tensor, target_BF: Tensor, picture_B: Tensor, *, temperature: float
+) -> Tensor:
     """Symmetric InfoNCE over cosine similarities (Radford et al. 2021, CLIP, section 2.3).
 
     Rows that show one picture (repeats, or a picture that several subjects saw) are not each other's negatives: their
     similarities are left out, where the published decoders count them as errors.
     """
-    similarity = functional.normalize(predicted_BF, dim=1) @ functional.normalize(target_BF, dim=1).T / temperature
+    similarity = (
+        functional.normalize(predicted_BF, dim=1) @ functional.normalize(target_BF, dim=1).T / temperature
+    )
     same = picture_B[:, None] == picture_B[None, :]
     same.fill_diagonal_(False)
     similarity = similarity.masked_fill(same, float("-inf"))

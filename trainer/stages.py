@@ -22,7 +22,7 @@ from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, 
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
 from fmri2img.trainer.loop import Job, check_layout, train
-from fmri2img.trainer.state import Identity, find_resumable, load_weights, parent_record, save, write_step
+from fmri2img.trainer.state import Identity, find_resumable, load_weights, write_step
 from fmri2img.trainer.watch import Record, Watch
 
 Listener = Callable[[Record], None]
@@ -44,7 +44,12 @@ class StageSpec:
     def config(self) -> dict[str, Any]:
         """The resolved configuration that the checkpoint stores."""
         sessions = None if self.sessions is None else list(self.sessions)
-        return {"recipe": self.recipe, "subjects": list(self.subjects), "sessions": sessions}
+        return {
+            "recipe": self.recipe,
+            "subjects": list(self.subjects),
+            "sessions": sessions,
+            "fingerprint": Dataset.open(Path(self.data)).fingerprint,
+        }
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
             raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
     check_spaces(dataset, recipe)
     spaces = {name: target_space(name, *dataset.feature_statistics(name)) for name in recipe.spaces}
-    tables = {subject: with_sessions(dataset.samples(subject, "train"), spec.sessions) for subject in spec.subjects}
+    tables = {
+        subject: with_sessions(dataset.samples(subject, "train"), spec.sessions) for subject in spec.subjects
+    }
     validation: dict[str, PictureRows] = {}
     if config.validation:
         tables, held = hold_out(tables, seed=config.seed, fraction=config.validation)
@@ -92,7 +99,7 @@ def check_spaces(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
-    """Pretrain on all subjects of the spec with DeepSpeed. Every process of the group calls this; returns the checkpoint.
+    """Pretrain on all subjects of the spec, in every process of the group; returns the checkpoint.
 
     Raises InputError before any training for a spec that cannot work, on all ranks.
     """
@@ -105,8 +112,12 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     if resumed is not None:
         load_weights(decoder, resumed.model)
     elif config.start == "ridge":
-        _on_rank_zero(decoder, lambda: start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed))
-    engine = DeepSpeedEngine(decoder, config) if spec.engine == "deepspeed" else AccelerateEngine(decoder, config)
+        _on_rank_zero(
+            decoder, lambda: start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
+        )
+    engine = (
+        DeepSpeedEngine(decoder, config) if spec.engine == "deepspeed" else AccelerateEngine(decoder, config)
+    )
 
     def finish(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         copy = _fresh(recipe, material, config)
@@ -115,7 +126,9 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
             fit_alignment(copy, _rows(material, recipe, spec), seed=config.seed)
         return dict(copy.state_dict())
 
-    return _run(spec, recipe, config, material, engine, resumed, listener=listener, finish=finish, parent=None)
+    return _run(
+        spec, recipe, config, material, engine, resumed, listener=listener, finish=finish, parent=None
+    )
 
 
 def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
@@ -131,10 +144,12 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     parent = None
     if spec.parent is not None:
         found = schema.resolve(Path(spec.parent))
-        parent = parent_record(found)
+        parent = schema.parent_record(found)
         loaded = load_decoder(found.path)
         if not isinstance(loaded, MultiSubjectDecoder):
-            raise InputError(f"{found.path} is a {found.manifest.kind} decoder: only a pretrained decoder can be finetuned")
+            raise InputError(
+                f"{found.path} is a {found.manifest.kind} decoder: only a pretrained decoder can be finetuned"
+            )
         _check_same_spaces(found, recipe)
         decoder = loaded
         torch.manual_seed(config.seed)
@@ -148,8 +163,13 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         fit_head(decoder, subject, _rows(material, recipe, spec)[subject], seed=config.seed)
     elif config.start == "ridge":
         start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
+    if config.trainable == "head":
+        for name, parameter in decoder.named_parameters():
+            parameter.requires_grad_(name.startswith("heads."))
     engine = AccelerateEngine(decoder, config)
-    return _run(spec, recipe, config, material, engine, resumed, listener=listener, finish=None, parent=parent)
+    return _run(
+        spec, recipe, config, material, engine, resumed, listener=listener, finish=None, parent=parent
+    )
 
 
 def fit_ridge_baseline(spec: StageSpec) -> Path:
@@ -207,7 +227,12 @@ def _run(
     if rank() == 0:
         run.mkdir(parents=True, exist_ok=True)
         watch = Watch(
-            run, first_step=first, total=config.steps, config=spec.config(), wandb=spec.wandb, listener=listener
+            run,
+            first_step=first,
+            total=config.steps,
+            config=spec.config(),
+            wandb=spec.wandb,
+            listener=listener,
         )
     identity = _identity(spec, recipe, material, parent)
     job = Job(run, engine, loader, config, recipe.spaces, material.validation, identity, watch, finish)
@@ -245,15 +270,21 @@ def _on_rank_zero(decoder: MultiSubjectDecoder, work: Callable[[], object]) -> N
         load_weights(decoder, tensors)
 
 
-def _identity(spec: StageSpec, recipe: Recipe, material: Material, parent: schema.ParentRecord | None) -> Identity:
+def _identity(
+    spec: StageSpec, recipe: Recipe, material: Material, parent: schema.ParentRecord | None
+) -> Identity:
     dataset = material.dataset
     subjects = {
-        name: schema.SubjectRecord(voxels=count, dataset=dataset.manifest.name, fingerprint=dataset.fingerprint)
+        name: schema.SubjectRecord(
+            voxels=count, dataset=dataset.manifest.name, fingerprint=dataset.fingerprint
+        )
         for name, count in material.voxels.items()
     }
     spaces = {
         name: schema.FeatureSpaceRecord(
-            shape=space.shape, dtype="float32", extractor=recipe.spaces[name].extractor.model_dump(mode="json")
+            shape=space.shape,
+            dtype="float32",
+            extractor=recipe.spaces[name].extractor.model_dump(mode="json"),
         )
         for name, space in material.spaces.items()
     }
@@ -262,12 +293,11 @@ def _identity(spec: StageSpec, recipe: Recipe, material: Material, parent: schem
 
 def _check_same_spaces(found: schema.Found, recipe: Recipe) -> None:
     has = {name: record.extractor for name, record in found.manifest.feature_spaces.items()}
-    wants: Mapping[str, Any] = {name: space.extractor.model_dump(mode="json") for name, space in recipe.spaces.items()}
+    wants: Mapping[str, Any] = {
+        name: space.extractor.model_dump(mode="json") for name, space in recipe.spaces.items()
+    }
     if has != wants:
         raise InputError(
             f"{found.path} predicts {has}, the recipe {recipe.name} asks for {dict(wants)}: "
             f"finetune with the recipe it was pretrained with ({found.manifest.recipe})"
         )
-
-
-__all__ = ["StageSpec", "check_spaces", "finetune", "fit_ridge_baseline", "open_material", "pretrain", "save"]

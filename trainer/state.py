@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import InputError
-from fmri2img.files import digest_json, sha256_file, write_json
+from fmri2img.files import digest_json, write_json
 from fmri2img.trainer.collectives import broadcast_object, fail_together, rank
 from fmri2img.trainer.engines import Engine
 
@@ -34,12 +34,6 @@ class Identity:
 def checkpoints_of(run: Path) -> Path:
     """Where the step folders of a run lie."""
     return run / schema.CHECKPOINTS_FOLDER
-
-
-def parent_record(found: schema.Found) -> schema.ParentRecord:
-    """How a checkpoint that training started from is named in its child."""
-    digest = sha256_file(found.path / schema.MANIFEST_NAME)
-    return schema.ParentRecord(path=found.path.name, manifest_sha256=digest, step=found.manifest.step)
 
 
 def save(
@@ -139,7 +133,9 @@ def find_resumable(run: Path, config: dict[str, Any]) -> Resumed | None:
             f"{run} holds a run of another configuration ({_difference(was, config)}): "
             "give the same one to resume it, or another --out"
         )
-    weights = "state/model.safetensors" if "state/model.safetensors" in found.manifest.files else schema.MODEL_NAME
+    weights = (
+        "state/model.safetensors" if "state/model.safetensors" in found.manifest.files else schema.MODEL_NAME
+    )
     model = schema.load_tensors(found.path, weights)
     moments = schema.load_tensors(found.path, OPTIMISER)
     return Resumed(found.manifest.step, model, moments, found.passed_over)

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Watch:
-    """Writes records of rank 0. Every step stands once, also after a resume: lines of later steps are taken out first."""
+    """Writes records of rank 0. Every step stands once, also after a resume: later lines are taken out first."""
 
     def __init__(
         self,

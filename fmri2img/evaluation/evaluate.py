@@ -21,6 +21,7 @@ class Reconstructions:
     nsd_ids: np.ndarray  # (n,) int
     pictures: np.ndarray | None = None  # (n, H, W, 3) uint8
     features: dict[str, np.ndarray] = field(default_factory=dict)  # space: (n, *shape) float32
+    directions: dict[str, np.ndarray] = field(default_factory=dict)  # space: (n, features), for retrieval
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Truth:
     nsd_ids: np.ndarray  # (m,) int, unique
     pictures: np.ndarray | None = None  # (m, H, W, 3) uint8
     features: dict[str, np.ndarray] = field(default_factory=dict)  # space: (m, *shape) float32
+    centres: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # space: (*shape), the mean over training pictures
 
 
 def evaluate(
@@ -121,7 +125,11 @@ def _judge_space(
 ) -> dict[str, _Judged]:
     predicted, candidates = _features(space, made, truth)
     found = retrieval(
-        predicted, candidates, index, pool=settings.pool, draws=settings.draws, seed=settings.seed
+        *_directions(space, made, truth, predicted, candidates),
+        index,
+        pool=settings.pool,
+        draws=settings.draws,
+        seed=settings.seed,
     )
     return {
         f"two_way_{space}": _Judged(
@@ -144,6 +152,19 @@ def _judge_space(
             found.brain_chance,
         ),
     }
+
+
+def _directions(
+    space: str, made: Reconstructions, truth: Truth, predicted: np.ndarray, candidates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What retrieval compares by cosine: the decoder's directions with centred features, where it gives directions."""
+    if space not in made.directions:
+        return predicted, candidates
+    if space not in truth.centres:
+        raise InputError(
+            f"directions in {space!r} point from the training mean: give it as a centre of the truth."
+        )
+    return made.directions[space], (candidates - truth.centres[space]).reshape(len(candidates), -1)
 
 
 def _features(space: str, made: Reconstructions, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +199,7 @@ def _index(made: Reconstructions, truth: Truth) -> np.ndarray:
     """The place of each item's picture among the candidates, (n,), after checking both sides."""
     n, m = len(made.keys), len(truth.nsd_ids)
     lengths = {"nsd_ids": made.nsd_ids} | ({} if made.pictures is None else {"pictures": made.pictures})
-    for name, value in (lengths | made.features).items():
+    for name, value in (lengths | made.features | made.directions).items():
         if len(value) != n:
             raise InputError(f"{n} keys but {len(value)} of {name!r}: every item needs one.")
     for name, value in (

@@ -1,0 +1,1 @@
+"""Feature spaces: what frozen extractors make of pictures, once."""

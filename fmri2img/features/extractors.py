@@ -6,6 +6,7 @@ writes as `{kind: ...}`; the data set records it, so a cached column says how it
 
 import hashlib
 import re
+from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -43,7 +44,9 @@ class Pixels(BaseModel):
         for picture in pictures:
             tensor = torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
             if self.channels == 1:
-                tensor = (tensor * torch.tensor([0.2125, 0.7154, 0.0721]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+                tensor = (tensor * torch.tensor([0.2125, 0.7154, 0.0721]).view(1, 3, 1, 1)).sum(
+                    1, keepdim=True
+                )
             size = (self.size, self.size)
             rows.append(torch.nn.functional.interpolate(tensor, size=size, mode="area")[0].numpy())
         return np.stack(rows)
@@ -70,7 +73,9 @@ class CaptionWords(BaseModel):
 
     def _embed(self, captions: list[str]) -> np.ndarray:
         if not captions:
-            raise InputError("caption-words needs captions: this data set has a picture without one; use pixels alone")
+            raise InputError(
+                "caption-words needs captions: this data set has a picture without one; use pixels alone"
+            )
         vector = np.zeros(self.size, np.float64)
         for text in captions:
             for term in _terms(text):
@@ -87,12 +92,12 @@ class CaptionWords(BaseModel):
 
 
 _DIRECTIONS: dict[tuple[int, str], np.ndarray] = {}
-_COMMON = frozenset("a an and at in is of on the there to with over".split())
+_COMMON = frozenset(["a", "an", "and", "at", "in", "is", "of", "on", "the", "there", "to", "with", "over"])
 
 
 def _terms(text: str) -> set[str]:
     words = [word for word in re.findall(r"[a-z]+", text.lower()) if word not in _COMMON]
-    return set(words) | {f"{first} {second}" for first, second in zip(words, words[1:], strict=False)}
+    return set(words) | {f"{first} {second}" for first, second in pairwise(words)}
 
 
 AnyExtractor = Annotated[Pixels | CaptionWords, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""Generators turn predicted features into pictures."""

@@ -24,7 +24,7 @@ class Generator(Protocol):
 class PixelsGenerator(BaseModel):
     """Predicted low-resolution pixels (B, 1 or 3, h, w), clipped to [0, 1] and enlarged to `size`.
 
-    `smooth` enlarges bicubically; without it every low-resolution pixel stays a square, as for pictures made of patches.
+    `smooth` enlarges bicubically; without it every low-resolution pixel stays a square.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +39,9 @@ class PixelsGenerator(BaseModel):
 
     def generate(self, features: Mapping[str, Tensor], generators: Sequence[torch.Generator]) -> Tensor:
         if self.space not in features:
-            raise InputError(f"the generator needs the space {self.space}, the decoder predicts {sorted(features)}")
+            raise InputError(
+                f"the generator needs the space {self.space}, the decoder predicts {sorted(features)}"
+            )
         low = features[self.space].float()
         if low.ndim != 4 or low.shape[1] not in (1, 3):
             raise InputError(f"the generator needs (batch, 1 or 3, h, w), {self.space} is {tuple(low.shape)}")

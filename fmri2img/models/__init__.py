@@ -1,0 +1,1 @@
+"""Decoders: responses in, predicted features out."""

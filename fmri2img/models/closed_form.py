@@ -1,4 +1,4 @@
-"""Closed-form starts: a decoder that begins as ridge regression, and a new subject's head fitted to the shared latent."""
+"""Closed-form starts: a decoder that begins as ridge, and a new subject's head fitted to the shared latent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +24,14 @@ class PictureRows:
     nsd_ids: np.ndarray
 
 
-MOST_FEATURES = 8192  # a basis of more features than this would need a (features x features) eigenproblem too large
+MOST_FEATURES = (
+    8192  # a basis of more features than this would need a (features x features) eigenproblem too large
+)
 
 
-def start_as_ridge(decoder: MultiSubjectDecoder, rows: Mapping[str, PictureRows], *, seed: int) -> dict[str, RidgeFit]:
+def start_as_ridge(
+    decoder: MultiSubjectDecoder, rows: Mapping[str, PictureRows], *, seed: int
+) -> dict[str, RidgeFit]:
     """Set heads and linear paths so that the decoder's first prediction is each subject's ridge regression.
 
     Ridge from voxels to all standardised features, cross-validated, a subject at a time; the latent is the leading
@@ -76,7 +80,9 @@ def _principal_basis(rows: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarra
     return vectors[:, keep].astype(np.float32), spread.astype(np.float32), centre.astype(np.float32)
 
 
-def _set_linear_paths(decoder: MultiSubjectDecoder, basis: np.ndarray, centre: np.ndarray, sizes: list[int]) -> None:
+def _set_linear_paths(
+    decoder: MultiSubjectDecoder, basis: np.ndarray, centre: np.ndarray, sizes: list[int]
+) -> None:
     start = 0
     for name, size in zip(decoder.branches, sizes, strict=True):
         linear = decoder.branch(name).linear
@@ -98,7 +104,9 @@ def fit_alignment(decoder: MultiSubjectDecoder, rows: Mapping[str, PictureRows],
         latents.append(head(torch.from_numpy(row.responses)).numpy())
         targets.append(_targets(decoder, row))
         groups.append(row.nsd_ids)
-    fit = fit_ridge(np.concatenate(targets), np.concatenate(latents), groups=np.concatenate(groups), seed=seed)
+    fit = fit_ridge(
+        np.concatenate(targets), np.concatenate(latents), groups=np.concatenate(groups), seed=seed
+    )
     decoder.alignment.weight.copy_(torch.from_numpy(fit.weight))
     decoder.alignment.bias.copy_(torch.from_numpy(fit.bias))
 

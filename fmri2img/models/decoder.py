@@ -66,7 +66,7 @@ class Branch(nn.Module):
         for layer in (self.contract, self.projector):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.register_buffer("mean", torch.as_tensor(space.mean).flatten().clone())
+        self.register_buffer("mean", torch.tensor(space.mean).flatten())
         self.register_buffer("scale", torch.tensor(space.scale))
 
     def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +123,16 @@ class MultiSubjectDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if not voxels or not spaces:
-            raise InputError(f"a decoder needs a subject and a feature space: got {list(voxels)} and {list(spaces)}")
+            raise InputError(
+                f"a decoder needs a subject and a feature space: got {list(voxels)} and {list(spaces)}"
+            )
         self.latent = latent
         self.heads = nn.ModuleDict({name: nn.Linear(voxels[name], latent) for name in sorted(voxels)})
         self.backbone = nn.Sequential(*(ResidualBlock(latent, hidden, dropout) for _ in range(blocks)))
         # Sorted, so that the order of features does not depend on how a recipe or a manifest lists them.
-        self.branches = nn.ModuleDict({name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)})
+        self.branches = nn.ModuleDict(
+            {name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)}
+        )
         self.alignment = Alignment(sum(space.size for space in spaces.values()), latent)
 
     @property
@@ -150,7 +154,9 @@ class MultiSubjectDecoder(nn.Module):
         """
         unknown = sorted(set(responses) - set(self.heads))
         if unknown:
-            raise InputError(f"this decoder has heads for {self.subjects}, not for {unknown}: finetune it on them first")
+            raise InputError(
+                f"this decoder has heads for {self.subjects}, not for {unknown}: finetune it on them first"
+            )
         latent = torch.cat([self.heads[name](responses[name]) for name in self.heads if name in responses])
         shared = self.backbone(latent)
         outputs = {name: branch(shared) for name, branch in self.branches.items()}
@@ -176,7 +182,9 @@ class MultiSubjectDecoder(nn.Module):
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Optimiser groups: weight matrices decay; biases and norms (one-dimensional parameters) do not."""
-    named: Iterable[tuple[str, nn.Parameter]] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    named: Iterable[tuple[str, nn.Parameter]] = [
+        (n, p) for n, p in module.named_parameters() if p.requires_grad
+    ]
     decayed = [p for _, p in named if p.ndim > 1]
     plain = [p for _, p in named if p.ndim <= 1]
     groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]

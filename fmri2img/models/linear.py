@@ -18,10 +18,13 @@ class RidgeDecoder(nn.Module):
         super().__init__()
         self.shapes = {name: space.shape for name, space in spaces.items()}
         self.maps = nn.ModuleDict(
-            {s: nn.ModuleDict({n: nn.Linear(v, sp.size) for n, sp in spaces.items()}) for s, v in voxels.items()}
+            {
+                s: nn.ModuleDict({n: nn.Linear(v, sp.size) for n, sp in spaces.items()})
+                for s, v in voxels.items()
+            }
         )
         for name, space in spaces.items():
-            self.register_buffer(f"mean_{name}", torch.as_tensor(space.mean).flatten().clone())
+            self.register_buffer(f"mean_{name}", torch.tensor(space.mean).flatten())
             self.register_buffer(f"scale_{name}", torch.tensor(space.scale))
 
     @property

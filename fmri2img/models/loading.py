@@ -16,7 +16,7 @@ from fmri2img.models.spaces import TargetSpace
 def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     """The decoder of a run or step folder, in evaluation mode, after its files have been verified.
 
-    Raises InputError when there is no checkpoint, DamageError when its bytes or its weights are not what they should be.
+    Raises InputError when there is no checkpoint, DamageError when its bytes or weights are not as they should be.
     """
     found = schema.resolve(path)
     manifest = found.manifest
@@ -33,7 +33,9 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     try:
         decoder.load_state_dict(schema.load_tensors(found.path, manifest=manifest), strict=True)
     except RuntimeError as error:
-        raise DamageError(f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}") from error
+        raise DamageError(
+            f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}"
+        ) from error
     return decoder.eval()
 
 

@@ -1,19 +1,13 @@
 """Ridge regression with the penalty chosen by cross-validation, for heads, baselines and alignment."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from himalaya.backend import set_backend
-from himalaya.kernel_ridge import KernelRidgeCV
-from sklearn.model_selection import PredefinedSplit
 
 from fmri2img.errors import InputError
 
-PENALTIES = tuple(float(10.0**k) for k in np.arange(-3, 4.1, 0.5))
+PENALTIES = tuple(float(10.0**k) for k in np.arange(-4, 3.1, 0.5))
 
 
 @dataclass(frozen=True)
@@ -22,8 +16,8 @@ class RidgeFit:
 
     weight: np.ndarray  # (features, targets) float32
     bias: np.ndarray  # (targets,) float32
-    penalty: np.ndarray  # (targets,) relative to the mean squared length of a row
-    held_out: np.ndarray  # (rows, targets) each row predicted by a fit that did not see its fold
+    penalty: np.ndarray  # (targets,) relative to the mean squared length of a centred row
+    held_out: np.ndarray  # (rows, targets) float32, each row predicted by a fit that did not see its fold
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """(rows, features) to (rows, targets)."""
@@ -37,27 +31,36 @@ def fit_ridge(
     groups: np.ndarray | None = None,
     folds: int = 5,
     penalties: Sequence[float] = PENALTIES,
-    shared_penalty: bool = False,
     seed: int = 0,
 ) -> RidgeFit:
-    """Fit targets (rows, targets) from x (rows, features) in kernel form, so the cost grows with rows, not voxels.
+    """Fit targets (rows, targets) from x (rows, features), one cross-validated penalty a target.
 
     Rows of one group (repeats of one picture, say) never straddle a fold. Penalties are relative to the mean squared
-    length of a centred row, so one grid serves every voxel count. The solver is himalaya's (Dupré la Tour et al.
-    2022, NeuroImage), with one penalty a target, or one for all (`shared_penalty`).
+    length of a centred row, so one grid serves every voxel count. Each fold is one eigendecomposition of the smaller
+    of the two Gram matrices, from which every penalty follows (Hastie and Tibshirani 2004, Biostatistics); himalaya's
+    solvers give no held-out predictions at the chosen penalties, and `start_as_ridge` is made of these.
     """
     if len(x) != len(y) or len(x) < 2:
-        raise InputError(f"ridge needs as many rows of responses as of targets, at least 2: got {len(x)} and {len(y)}")
+        raise InputError(
+            f"ridge needs as many rows of responses as of targets, at least 2: got {len(x)} and {len(y)}"
+        )
     fold = _folds(np.arange(len(x)) if groups is None else groups, folds, seed)
-    mean_x, mean_y = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
-    centred, targets = (x - mean_x).astype(np.float64), (y - mean_y).astype(np.float64)
-    kernel = centred @ centred.T
-    unit = np.trace(kernel) / len(kernel) or 1.0
-    penalty, dual = _solve(kernel / unit, targets, fold, penalties, shared_penalty)
-    weight = centred.T @ (dual / unit)
-    held_out = _held_out(kernel / unit, targets, fold, penalty) + mean_y
-    bias = mean_y - mean_x @ weight
-    return RidgeFit(weight.astype(np.float32), bias.astype(np.float32), penalty, held_out.astype(np.float32))
+    x64, y64 = x.astype(np.float64), y.astype(np.float64)
+    unit = float(np.square(x64 - x64.mean(0)).sum() / len(x64)) or 1.0
+    solvers = [_Spectrum(x64[fold != k], y64[fold != k], unit) for k in range(fold.max() + 1)]
+    error = np.zeros((len(penalties), y.shape[1]))
+    for k, solver in enumerate(solvers):
+        predict = solver.predictor(x64[fold == k])
+        for i, penalty in enumerate(penalties):
+            error[i] += np.square(predict(np.full(y.shape[1], penalty)) - y64[fold == k]).sum(0)
+    chosen = np.asarray(penalties)[error.argmin(0)]
+    held_out = np.zeros_like(y64)
+    for k, solver in enumerate(solvers):
+        held_out[fold == k] = solver.predictor(x64[fold == k])(chosen)
+    whole = _Spectrum(x64, y64, unit)
+    weight = whole.weight(chosen)
+    bias = whole.mean_y - whole.mean_x @ weight
+    return RidgeFit(weight.astype(np.float32), bias.astype(np.float32), chosen, held_out.astype(np.float32))
 
 
 def _folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -65,40 +68,42 @@ def _folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     distinct, inverse = np.unique(groups, return_inverse=True)
     count = min(folds, len(distinct))
     if count < 2:
-        raise InputError(f"cross-validation needs at least 2 groups of rows, got {len(distinct)}: give more data")
+        raise InputError(
+            f"cross-validation needs at least 2 groups of rows, got {len(distinct)}: give more data"
+        )
     order = np.random.default_rng(seed).permutation(len(distinct))
     return np.asarray((order % count)[inverse])
 
 
-def _solve(
-    kernel: np.ndarray, y: np.ndarray, fold: np.ndarray, penalties: Sequence[float], shared: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    backend = set_backend("numpy")
-    split = PredefinedSplit(fold)
-    solver = {"local_alpha": not shared, "score_func": _negative_error}
-    model = KernelRidgeCV(
-        alphas=np.asarray(penalties), kernel="precomputed", cv=split, solver_params=solver, Y_in_cpu=False
-    )
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        model.fit(kernel, y)
-    penalty = np.broadcast_to(backend.to_numpy(model.best_alphas_), (y.shape[1],)).copy()
-    return penalty, np.asarray(model.dual_coef_)
+class _Spectrum:
+    """Ridge on fixed rows, diagonalised once: weight = left @ (right / (values + penalty)).
 
+    `rows * unit * penalty` is added to the diagonal of the Gram matrix, so a penalty means the same for a part of the
+    rows as for all.
+    """
 
-def _negative_error(y_true: np.ndarray, y_predicted: np.ndarray) -> np.ndarray:
-    """Minus the mean squared error of each target; (rows, targets) or (penalties, rows, targets)."""
-    return np.asarray(-np.square(y_true - y_predicted).mean(-2))
+    def __init__(self, x: np.ndarray, y: np.ndarray, unit: float) -> None:
+        self.mean_x, self.mean_y = x.mean(0), y.mean(0)
+        centred, targets = x - self.mean_x, y - self.mean_y
+        scale = unit * len(x)
+        wide = centred.shape[1] > len(centred)
+        gram = (centred @ centred.T if wide else centred.T @ centred) / scale
+        values, vectors = np.linalg.eigh(gram)
+        self.values = np.maximum(values, 0.0)[:, None]
+        if wide:
+            self.left, self.right = centred.T @ vectors / scale, vectors.T @ targets
+        else:
+            self.left, self.right = vectors, vectors.T @ (centred.T @ targets) / scale
 
+    def weight(self, penalty: np.ndarray) -> np.ndarray:
+        """(features, targets)."""
+        return np.asarray(self.left @ (self.right / (self.values + penalty)))
 
-def _held_out(kernel: np.ndarray, y: np.ndarray, fold: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """Each row's prediction by the fit on the other folds, at the chosen penalties."""
-    predicted = np.zeros_like(y)
-    for k in np.unique(fold):
-        out = fold == k
-        values, vectors = np.linalg.eigh(kernel[np.ix_(~out, ~out)])
-        values = np.maximum(values, 0.0)
-        rotated = vectors.T @ y[~out]
-        dual = vectors @ (rotated / (values[:, None] + penalty))
-        predicted[out] = kernel[np.ix_(out, ~out)] @ dual
-    return predicted
+    def predictor(self, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from penalties (targets,) to predictions (rows, targets) for these rows."""
+        rotated = (x - self.mean_x) @ self.left
+
+        def predict(penalty: np.ndarray) -> np.ndarray:
+            return np.asarray(rotated @ (self.right / (self.values + penalty)) + self.mean_y)
+
+        return predict

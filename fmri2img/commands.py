@@ -1,0 +1,390 @@
+"""Every command with its flags. Nothing heavy is imported before a command runs, so `--help` is quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
+
+from fmri2img.console import output, stage
+from fmri2img.errors import InputError
+
+From = Annotated[Path, arg(name="from", metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class RecipeFlags:
+    """Which recipe, and what to change in it."""
+
+    recipe: str = "default"
+    """a shipped recipe's name, or the path of a .yaml file"""
+    config: Path | None = None
+    """a YAML file whose values go over the recipe's"""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """key.key=value, over everything else; may be given several times"""
+
+    def load(self) -> Any:
+        """The resolved recipe."""
+        from fmri2img.config import load_recipe
+
+        return load_recipe(self.recipe, config=self.config, values=self.set)
+
+
+@dataclass(frozen=True)
+class BuildSimulated:
+    """Simulate subjects who look at rendered scenes, and write them as a data set."""
+
+    out: Positional[Path]
+    """the folder to make"""
+    seed: int = 0
+    """seed of scenes, brains, designs and noise"""
+    sessions: int = 8
+    """sessions of each subject"""
+    trials: int = 240
+    """trials of each session"""
+    test_pictures: int = 120
+    """pictures that every subject sees, three times each, never to be trained on"""
+
+    def run(self) -> None:
+        from fmri2img.datasets import build_dataset
+        from fmri2img.simulation import Simulation, SimulationSpec
+
+        spec = SimulationSpec(
+            seed=self.seed,
+            sessions=self.sessions,
+            trials_per_session=self.trials,
+            test_pictures=self.test_pictures,
+        )
+        with stage("Simulated data", "trials") as tell:
+            build_dataset(
+                Simulation(spec), self.out, progress=lambda what, done, total: tell(done, total, what)
+            )
+        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+
+
+@dataclass(frozen=True)
+class BuildArrays:
+    """Make a data set of npz, mat or HDF5 arrays that a small YAML file describes."""
+
+    out: Positional[Path]
+    """the folder to make"""
+    spec: Path
+    """the YAML file"""
+    root: Path | None = None
+    """folder that the YAML file's paths start from; its own folder otherwise"""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """key.key=value to change in the YAML file, for example split.test_sessions=[3]"""
+
+    def run(self) -> None:
+        from fmri2img.datasets import ArraysSource, ArraysSpec, build_dataset
+
+        spec = ArraysSpec.load(self.spec, root=self.root, overrides=list(self.set))
+        with stage("Data set", "trials") as tell:
+            build_dataset(
+                ArraysSource(spec),
+                self.out,
+                normalise=spec.normalise,
+                progress=lambda what, done, total: tell(done, total, what),
+            )
+        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+
+
+Build = Annotated[BuildSimulated, subcommand("simulated")] | Annotated[BuildArrays, subcommand("arrays")]
+
+
+@dataclass(frozen=True)
+class DataBuild:
+    """Make a data set folder."""
+
+    source: OmitSubcommandPrefixes[OmitArgPrefixes[Build]]
+
+    def run(self) -> None:
+        self.source.run()
+
+
+@dataclass(frozen=True)
+class DataVerify:
+    """Read every byte of a data set and list all that is wrong with it."""
+
+    path: Positional[Path]
+    """the data set folder"""
+
+    def run(self) -> None:
+        from fmri2img.datasets import verify
+        from fmri2img.errors import DamageError
+
+        with stage("Verifying", "files") as tell:
+            problems = verify(self.path, progress=lambda what, done, total: tell(done, total, what))
+        for problem in problems:
+            output().print(str(problem), markup=False)
+        if problems:
+            raise DamageError(
+                f"{self.path} has {len(problems)} problems, listed above: restore these files or build it anew"
+            )
+        output().print(f"{self.path}: every byte is as it was written")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Say what a data set holds."""
+
+    path: Positional[Path]
+    """the data set folder"""
+
+    def run(self) -> None:
+        import yaml
+
+        from fmri2img.datasets import info
+
+        output().print(
+            yaml.safe_dump(info(self.path), sort_keys=False, allow_unicode=True).rstrip(), markup=False
+        )
+
+
+DataAction = (
+    Annotated[DataBuild, subcommand("build")]
+    | Annotated[DataVerify, subcommand("verify")]
+    | Annotated[DataInfo, subcommand("info")]
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Get data in, check them, look at them."""
+
+    action: OmitSubcommandPrefixes[OmitArgPrefixes[DataAction]]
+
+    def run(self) -> None:
+        self.action.run()
+
+
+@dataclass(frozen=True)
+class Features:
+    """Compute a recipe's feature spaces once and cache them in the data set."""
+
+    data: Positional[Path]
+    """the data set folder"""
+    flags: OmitArgPrefixes[RecipeFlags] = RecipeFlags()
+
+    def run(self) -> None:
+        from fmri2img.launch.features import cache_features
+
+        cache_features(self.flags.load(), self.data)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pretrain one decoder on many subjects: Ray starts and watches the workers, DeepSpeed trains."""
+
+    data: Path
+    """the data set folder"""
+    out: Path
+    """the run folder; an unfinished run there goes on"""
+    subjects: tuple[str, ...] = ()
+    """subjects to train on; all of the data set's otherwise"""
+    hold_out: tuple[str, ...] = ()
+    """subjects to leave out"""
+    workers: int | None = None
+    """training processes; the recipe's lanes must be a multiple of it. One a node otherwise"""
+    emulate_nodes: int = 0
+    """start that many Ray nodes on this machine"""
+    cluster: str | None = None
+    """address of a running Ray cluster, or auto; this machine otherwise"""
+    wandb: bool = False
+    """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
+    print_config: bool = False
+    """print the resolved recipe and stop"""
+    flags: OmitArgPrefixes[RecipeFlags] = RecipeFlags()
+
+    def run(self) -> None:
+        from fmri2img.datasets import Dataset
+        from fmri2img.launch import jobs
+        from fmri2img.launch.cluster import Place
+
+        recipe = self.flags.load()
+        if self.print_config:
+            return print_recipe(recipe)
+        subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
+        workers = self.workers if self.workers is not None else max(1, self.emulate_nodes)
+        place = Place(workers, self.emulate_nodes, self.cluster)
+        path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
+        output().print(f"Checkpoint {path}")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train one subject on one device with Accelerate, from a pretrained decoder or as a baseline."""
+
+    data: Path
+    """the data set folder"""
+    subject: str
+    """the subject"""
+    out: Path
+    """the run folder; an unfinished run there goes on"""
+    from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
+    """the pretraining run to start from"""
+    baseline: Literal["scratch", "ridge"] | None = None
+    """instead of --from: the same decoder without other subjects, or ridge regression"""
+    sessions: int | None = None
+    """use sessions 1 to this one; all otherwise"""
+    wandb: bool = False
+    """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
+    print_config: bool = False
+    """print the resolved recipe and stop"""
+    flags: OmitArgPrefixes[RecipeFlags] = RecipeFlags()
+
+    def run(self) -> None:
+        from fmri2img.launch import jobs
+
+        if (self.from_ is None) == (self.baseline is None):
+            raise InputError("give either --from RUN, a pretraining run, or --baseline scratch or ridge")
+        recipe = self.flags.load()
+        if self.print_config:
+            return print_recipe(recipe)
+        start: Any = self.from_ if self.from_ is not None else self.baseline
+        path = jobs.finetuning(
+            recipe,
+            self.data,
+            self.out,
+            subject=self.subject,
+            sessions=self.sessions,
+            start=start,
+            wandb=self.wandb,
+        )
+        output().print(f"Checkpoint {path}")
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Reconstruct the pictures of a split, in batches, on as many workers as there are."""
+
+    from_: From
+    """the run to reconstruct with"""
+    data: Path
+    """the data set folder"""
+    out: Path
+    """the folder of the reconstruction; an unfinished one there goes on"""
+    subjects: tuple[str, ...] = ()
+    """subjects; all that the run has heads for otherwise"""
+    split: str = "test"
+    """which pictures"""
+    repeats: Literal["average", "single"] = "average"
+    """one picture from all repeats of a sample, or one from each"""
+    samples: int = 1
+    """pictures made of each item"""
+    batch: int = 16
+    """items of a unit of work"""
+    seed: int = 0
+    """seed of the generator"""
+    workers: int = 1
+    """processes; 0 works in this one, without Ray"""
+    emulate_nodes: int = 0
+    """start that many Ray nodes on this machine"""
+    cluster: str | None = None
+    """address of a running Ray cluster, or auto; this machine otherwise"""
+
+    def run(self) -> None:
+        from fmri2img.launch import jobs
+        from fmri2img.launch.cluster import Place
+
+        place = None
+        if self.workers or self.emulate_nodes:
+            place = Place(max(self.workers, self.emulate_nodes), self.emulate_nodes, self.cluster)
+        path = jobs.reconstruction(
+            self.from_,
+            self.data,
+            self.out,
+            place=place,
+            subjects=self.subjects,
+            split=self.split,
+            repeats=self.repeats,
+            samples=self.samples,
+            batch=self.batch,
+            seed=self.seed,
+        )
+        output().print(f"Pictures in {path.parent}; next: fmri2img evaluate {path.parent}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a reconstruction with the field's metrics, each with an interval."""
+
+    made: Positional[Path]
+    """the folder of the reconstruction"""
+    data: Path | None = None
+    """the data set folder; where the reconstruction was made from otherwise"""
+    pool: int = 300
+    """pictures in a retrieval pool"""
+
+    def run(self) -> None:
+        from fmri2img.evaluation import EvaluationSettings
+        from fmri2img.launch import jobs
+
+        data = jobs.source_of(self.made, self.data)
+        result = jobs.evaluation(self.made, data, EvaluationSettings(pool=self.pool))
+        jobs.show({self.made.name: result})
+        output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML file that opens offline: pictures seen beside pictures reconstructed, curves and scores."""
+
+    made: Positional[tuple[Path, ...]]
+    """folders of evaluated reconstructions of the same pictures, the main one first"""
+    data: Path | None = None
+    """the data set folder; where the reconstruction was made from otherwise"""
+    out: Path | None = None
+    """the HTML file; report.html beside the first folder otherwise"""
+    title: str = "Reconstruction report"
+    """its title"""
+
+    def run(self) -> None:
+        from fmri2img.launch import jobs
+        from fmri2img.launch.reporting import write_run_report
+
+        if not self.made:
+            raise InputError("give the folder of at least one evaluated reconstruction")
+        names = [path.name for path in self.made]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in self.made]
+        out = self.out or self.made[0].parent / "report.html"
+        data = jobs.source_of(self.made[0], self.data)
+        write_run_report(out, dict(zip(names, self.made, strict=True)), data, title=self.title)
+        output().print(f"Report {out}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """See it all work: simulate, pretrain on two emulated nodes, finetune a new subject, reconstruct, judge, report."""
+
+    out: Path = Path("runs/demo")
+    """the folder to work in; an unfinished demo there goes on"""
+    seed: int = 0
+    """seed of the simulation and of training"""
+    size: Literal["full", "small"] = "full"
+    """small only shows that every part runs: its decoders are too little trained to judge"""
+
+    def run(self) -> None:
+        from fmri2img.launch.demo import run_demo
+
+        run_demo(self.out, seed=self.seed, size=self.size)
+
+
+Command = OmitSubcommandPrefixes[
+    Annotated[Data, subcommand("data")]
+    | Annotated[Features, subcommand("features")]
+    | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Finetune, subcommand("finetune")]
+    | Annotated[Reconstruct, subcommand("reconstruct")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Demo, subcommand("demo")]
+]
+
+
+def print_recipe(recipe: Any) -> None:
+    """Print a resolved recipe as YAML."""
+    import yaml
+
+    output().print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip(), markup=False)

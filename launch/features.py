@@ -1,0 +1,27 @@
+"""The feature job: compute a recipe's spaces once and cache them as columns of the data set."""
+
+from pathlib import Path
+
+from fmri2img.console import stage
+from fmri2img.datasets import Dataset, add_feature_space
+from fmri2img.trainer.config import Recipe
+
+
+def cache_features(recipe: Recipe, data: Path) -> Dataset:
+    """Add every space of the recipe that the data set does not have yet.
+
+    Raises InputError when a space of that name was made otherwise, or when the pictures lack what an extractor needs.
+    """
+    dataset = Dataset.open(data)
+    for name, space in recipe.spaces.items():
+        with stage(f"Features {name}", "pictures") as tell:
+            dataset = add_feature_space(
+                data,
+                name=name,
+                shape=space.extractor.shape,
+                dtype="float32",
+                extractor=space.extractor.model_dump(mode="json"),
+                compute=space.extractor.compute,
+                progress=lambda what, done, total, tell=tell: tell(done, total),  # type: ignore[misc]
+            )
+    return dataset

@@ -1,0 +1,128 @@
+"""What the commands of the three jobs do: check, show progress, call the part that works, say where the result is."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fmri2img.console import Tell, output, stage
+from fmri2img.datasets import Dataset
+from fmri2img.errors import InputError
+from fmri2img.evaluation import Evaluation, EvaluationSettings
+from fmri2img.files import write_json
+from fmri2img.launch.cluster import Place
+from fmri2img.launch.judging import judge
+from fmri2img.launch.pretraining import launch_pretraining
+from fmri2img.launch.reconstruction import launch_reconstruction
+from fmri2img.launch.units import plan_job
+from fmri2img.trainer.config import Recipe
+from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline
+from fmri2img.trainer.watch import Record
+
+SOURCE = "source.json"
+EVALUATION = "metrics.json"
+
+
+def chosen_subjects(dataset: Dataset, subjects: Sequence[str], hold_out: Sequence[str]) -> tuple[str, ...]:
+    """Subjects to train on. Raises InputError for names that the data set does not have."""
+    unknown = sorted({*subjects, *hold_out} - set(dataset.subjects))
+    if unknown:
+        raise InputError(
+            f"{dataset.path} has no {', '.join(unknown)}: its subjects are {', '.join(dataset.subjects)}"
+        )
+    chosen = tuple(s for s in subjects or dataset.subjects if s not in set(hold_out))
+    if not chosen:
+        raise InputError(f"holding out {', '.join(hold_out)} leaves no subject to train on: hold out fewer")
+    return chosen
+
+
+def listener(tell: Tell) -> Any:
+    """Turn training records into progress."""
+
+    def listen(record: Record) -> None:
+        shown = {"train/loss": "loss", "validation/loss": "validation"}
+        note = "  ".join(f"{label} {record[name]:.3f}" for name, label in shown.items() if name in record)
+        tell(record["step"], record["total"], note)
+
+    return listen
+
+
+def pretraining(
+    recipe: Recipe, data: Path, out: Path, *, subjects: tuple[str, ...], place: Place, wandb: bool = False
+) -> Path:
+    """Pretrain with progress; returns the checkpoint."""
+    spec = StageSpec(recipe.model_dump(mode="json"), str(data), subjects, str(out), wandb=wandb)
+    with stage(f"Pretraining on {', '.join(subjects)}", "steps") as tell:
+        return launch_pretraining(spec, place, listener=listener(tell))
+
+
+def finetuning(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    subject: str,
+    sessions: int | None,
+    start: Path | Literal["scratch", "ridge"],
+    wandb: bool = False,
+) -> Path:
+    """Finetune, or fit a baseline, with progress; returns the checkpoint."""
+    parent = str(start) if isinstance(start, Path) else None
+    if sessions is not None and sessions < 1:
+        raise InputError(f"--sessions {sessions}: use at least 1, the first session")
+    chosen = None if sessions is None else tuple(range(1, sessions + 1))
+    spec = StageSpec(recipe.model_dump(mode="json"), str(data), (subject,), str(out), chosen, parent, wandb)
+    how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
+    with stage(f"{how} on {subject}", "steps") as tell:
+        if start == "ridge":
+            return fit_ridge_baseline(spec)
+        return finetune(spec, listener=listener(tell))
+
+
+def reconstruction(
+    checkpoint: Path, data: Path, out: Path, *, place: Place | None, subjects: Sequence[str], **settings: Any
+) -> Path:
+    """Reconstruct with progress; returns the manifest."""
+    job = plan_job(checkpoint, data, subjects=subjects, **settings)
+    with stage(
+        f"Reconstructing {settings.get('split', 'test')} of {', '.join(job.subjects)}", "pictures"
+    ) as tell:
+        path = launch_reconstruction(job, checkpoint, data, out, place=place, progress=tell)
+    write_json(out / SOURCE, {"data": str(data.resolve()), "checkpoint": str(checkpoint.resolve())})
+    return path
+
+
+def evaluation(made: Path, data: Path, settings: EvaluationSettings) -> Evaluation:
+    """Evaluate and write `metrics.json` beside the reconstruction."""
+    with stage(f"Evaluating {made}", "pictures"):
+        result = judge(made, data, settings)
+    result.write(made / EVALUATION)
+    return result
+
+
+def source_of(made: Path, data: Path | None) -> Path:
+    """The data set that a reconstruction was made from, as given or as noted when it was made."""
+    if data is not None:
+        return data
+    path = made / SOURCE
+    if not path.is_file():
+        raise InputError(f"{made} does not say which data it was made from: pass --data, the data set folder")
+    return Path(json.loads(path.read_text())["data"])
+
+
+def show(evaluations: dict[str, Evaluation]) -> None:
+    """Print the table of scores."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for result in evaluations.values() for name in result.metrics))
+    table = Table("", *evaluations, "chance", title=None, title_justify="left")
+    for name in names:
+        cells = []
+        for result in evaluations.values():
+            found = result.metrics.get(name)
+            cells.append(
+                "" if found is None else f"{found.value:.3f} [dim]{found.low:.3f}–{found.high:.3f}[/dim]"
+            )
+        first = next(r.metrics[name] for r in evaluations.values() if name in r.metrics)
+        table.add_row(first.label, *cells, "" if first.chance is None else f"{first.chance:.3f}")
+    output().print(table)

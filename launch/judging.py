@@ -1,0 +1,65 @@
+"""From a finished reconstruction to scores: read what was made and what was seen, and evaluate it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fmri2img.datasets import Dataset, Samples
+from fmri2img.errors import InputError
+from fmri2img.evaluation import Evaluation, EvaluationSettings, Reconstructions, Truth, evaluate
+from fmri2img.launch.units import Made, read_made
+
+
+def judge(made_folder: Path, data: Path, settings: EvaluationSettings) -> Evaluation:
+    """Evaluate a reconstruction against the pictures of its split.
+
+    Two-way identification compares predicted with true features as they are; retrieval compares the decoder's
+    retrieval directions with features centred on the training mean. Raises InputError for data it was not made from.
+    """
+    made, dataset = read_made(made_folder), Dataset.open(data)
+    if made.job.fingerprint != dataset.fingerprint:
+        raise InputError(
+            f"{made_folder} was made from other data than {data}: pass the data set it was made from"
+        )
+    if len(made.job.subjects) != 1:
+        raise InputError(
+            f"{made_folder} holds {', '.join(made.job.subjects)}: evaluate one subject at a time, "
+            "reconstruct with --subject"
+        )
+    table = dataset.samples(made.job.subjects[0], made.job.split)
+    return evaluate(_made(made), _truth(dataset, table, made), settings)
+
+
+def _made(made: Made) -> Reconstructions:
+    return Reconstructions(
+        keys=np.array([item["key"] for item in made.items]),
+        subject=made.job.subjects[0],
+        nsd_ids=np.array([item["nsd_id"] for item in made.items]),
+        pictures=made.pictures,
+        features=made.features,
+        directions=made.retrieval,
+    )
+
+
+def _truth(dataset: Dataset, table: Samples, made: Made) -> Truth:
+    rows = np.unique(table.nsd_id, return_index=True)[1]
+    features = {name: dataset.read_features(table, rows, name) for name in made.job.spaces}
+    centres = {name: dataset.feature_statistics(name)[0] for name in made.job.spaces}
+    pictures = seen_pictures(dataset, table, rows, made.pictures.shape[1])
+    return Truth(nsd_ids=table.nsd_id[rows], pictures=pictures, features=features, centres=centres)
+
+
+def seen_pictures(dataset: Dataset, table: Samples, rows: np.ndarray, size: int) -> np.ndarray:
+    """Pictures of these rows, (n, size, size, 3) uint8, enlarged pixel by pixel where smaller than `size`."""
+    from PIL import Image
+
+    pictures = []
+    for row in rows:
+        image = Image.fromarray(dataset.picture(table, int(row)))
+        if image.size != (size, size):
+            larger = max(image.size) <= size
+            image = image.resize(
+                (size, size), Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR
+            )
+        pictures.append(np.asarray(image))
+    return np.stack(pictures)
