@@ -63,7 +63,7 @@ def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
             name="pretraining",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": worker_environment(threads=1)},
+            worker_runtime_env={"env_vars": worker_environment(threads=1)},  # type: ignore[call-arg]  # mypy sees Ray's old class
         ),
     )
     try:

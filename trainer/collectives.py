@@ -50,7 +50,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """(n, ...) of every rank to (world * n, ...), with gradients for the own rows. n must be equal on all ranks."""
     if world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 

@@ -49,7 +49,7 @@ class TrainingConfig(Strict):
     )
     start: Literal["ridge", "random"] = "ridge"
     trainable: Literal["whole", "head"] = Field(
-        default="whole", description="head leaves all that subjects share as it is"
+        default="whole", description="head leaves what subjects share as it is, where there is any"
     )
     validation: float = Field(
         default=0.05, ge=0, lt=1, description="share of training pictures held out to validate"

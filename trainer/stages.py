@@ -163,7 +163,7 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         fit_head(decoder, subject, _rows(material, recipe, spec)[subject], seed=config.seed)
     elif config.start == "ridge":
         start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
-    if config.trainable == "head":
+    if config.trainable == "head" and parent is not None:
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(name.startswith("heads."))
     engine = AccelerateEngine(decoder, config)

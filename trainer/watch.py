@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
 
     identity = folder / "wandb-id"
     if not identity.exists():
-        write_atomic(identity, wandb.util.generate_id().encode())
+        write_atomic(identity, uuid.uuid4().hex[:8].encode())
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     return wandb.init(
         project="fmri2img", id=identity.read_text(), resume="allow", dir=str(folder), config=config, mode=mode
