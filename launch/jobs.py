@@ -114,8 +114,8 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     """Print the table of scores."""
     from rich.table import Table
 
-    names = list(dict.fromkeys(name for result in evaluations.values() for name in result.metrics))
-    table = Table("", *evaluations, "chance", title=None, title_justify="left")
+    names = list(dict.fromkeys(name for result in evaluations.values() for name in result.headlines()))
+    table = Table("", *evaluations, "chance")
     for name in names:
         cells = []
         for result in evaluations.values():

@@ -26,8 +26,6 @@ from fmri2img.launch.judging import seen_pictures
 from fmri2img.launch.units import Made, read_made
 from fmri2img.trainer.watch import read_records
 
-HEADLINES = 2
-
 
 def write_run_report(
     out: Path,
@@ -52,7 +50,7 @@ def write_run_report(
     for name, result in results.items():
         if result.keys != results[main].keys:
             raise InputError(f"{made[name]} and {made[main]} are of different pictures: report them apart")
-    order = _metric_order(results[main])
+    order = results[main].headlines()
     described = descriptions or {}
     sources = {name: _source(path) for name, path in made.items()}
     curves = dict(runs or {}) | {name: path for name, path in sources.items() if path is not None}
@@ -74,12 +72,6 @@ def write_run_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_report(out, report)
     return out
-
-
-def _metric_order(result: Evaluation) -> list[str]:
-    """Retrieval and identification by the last space first, as that is what recipes contrast; then pictures."""
-    kinds = ("image_retrieval_", "two_way_", "pixcorr", "ssim", "brain_retrieval_")
-    return [name for kind in kinds for name in sorted(result.metrics) if name.startswith(kind)]
 
 
 def _score(order: list[str]) -> str:

@@ -82,8 +82,6 @@ def decoder_loss(
     assert backward is not None
     # A layer without a loss would have no gradient, and ZeRO must see every parameter at every step.
     for name, space in spaces.items():
-        if not space.contrastive:
-            backward = backward + 0.0 * retrieval[name].sum()
         if not space.regression:
             backward = backward + 0.0 * predicted[name].sum()
     return LossTerms(backward, terms, weights)

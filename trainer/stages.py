@@ -70,7 +70,10 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
         if subject not in dataset.subjects:
             raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
     check_spaces(dataset, recipe)
-    spaces = {name: target_space(name, *dataset.feature_statistics(name)) for name in recipe.spaces}
+    spaces = {
+        name: target_space(name, *dataset.feature_statistics(name), directed=space.contrastive > 0)
+        for name, space in recipe.spaces.items()
+    }
     tables = {
         subject: with_sessions(dataset.samples(subject, "train"), spec.sessions) for subject in spec.subjects
     }

@@ -66,7 +66,11 @@ def evaluate(
             level=settings.level,
         )
         metrics[name] = Measure(
-            **mean.model_dump(), label=found.label, description=found.description, chance=found.chance
+            **mean.model_dump(),
+            label=found.label,
+            description=found.description,
+            chance=found.chance,
+            headline=_is_headline(name, reconstructions),
         )
     return Evaluation(
         subject=reconstructions.subject,
@@ -76,6 +80,14 @@ def evaluate(
         settings=settings,
         metrics=metrics,
         scores={name: [float(value) for value in found.scores] for name, found in judged.items()},
+    )
+
+
+def _is_headline(metric: str, made: Reconstructions) -> bool:
+    """Where a decoder has directions in some space, that space speaks for its features."""
+    of_pictures = metric in ("pixcorr", "ssim", "two_way_pixels")
+    return (
+        not made.directions or of_pictures or metric.endswith(tuple(f"_{space}" for space in made.directions))
     )
 
 
@@ -124,16 +136,15 @@ def _judge_space(
     space: str, made: Reconstructions, truth: Truth, index: np.ndarray, settings: EvaluationSettings
 ) -> dict[str, _Judged]:
     predicted, candidates = _features(space, made, truth)
-    found = retrieval(
-        *_directions(space, made, truth, predicted, candidates),
-        index,
-        pool=settings.pool,
-        draws=settings.draws,
-        seed=settings.seed,
-    )
+    centre = truth.centres.get(space, np.zeros(candidates.shape[1:]))
+    pointed = made.directions.get(space, (predicted - centre).reshape(len(predicted), -1))
+    centred = (candidates - centre).reshape(len(candidates), -1)
+    directed = space in made.directions
+    found = retrieval(pointed, centred, index, pool=settings.pool, draws=settings.draws, seed=settings.seed)
+    two_way = (pointed, centred) if directed else (predicted, candidates)
     return {
         f"two_way_{space}": _Judged(
-            two_way_identification(predicted, candidates, index),
+            two_way_identification(*two_way, index),
             f"Two-way, {space}",
             f"Share of the {len(candidates) - 1} other pictures whose features correlate less with the "
             "prediction than those of the picture seen.",
@@ -152,19 +163,6 @@ def _judge_space(
             found.brain_chance,
         ),
     }
-
-
-def _directions(
-    space: str, made: Reconstructions, truth: Truth, predicted: np.ndarray, candidates: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What retrieval compares by cosine: the decoder's directions with centred features, where it gives directions."""
-    if space not in made.directions:
-        return predicted, candidates
-    if space not in truth.centres:
-        raise InputError(
-            f"directions in {space!r} point from the training mean: give it as a centre of the truth."
-        )
-    return made.directions[space], (candidates - truth.centres[space]).reshape(len(candidates), -1)
 
 
 def _features(space: str, made: Reconstructions, truth: Truth) -> tuple[np.ndarray, np.ndarray]:

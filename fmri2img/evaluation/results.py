@@ -34,6 +34,7 @@ class Measure(Estimate):
     description: str
     chance: float | None = None
     higher_is_better: bool = True
+    headline: bool = True
 
 
 class Evaluation(BaseModel):
@@ -56,6 +57,12 @@ class Evaluation(BaseModel):
             raise InputError(f"no metric {metric!r} was computed: use one of {', '.join(self.scores)}.")
         sign = -1 if self.metrics[metric].higher_is_better else 1
         return np.argsort(sign * np.asarray(self.scores[metric]), kind="stable")
+
+    def headlines(self) -> list[str]:
+        """The metrics of a short table: retrieval and identification, then pictures."""
+        kinds = ("image_retrieval_", "brain_retrieval_", "two_way_", "pixcorr", "ssim")
+        shown = sorted(name for name, measure in self.metrics.items() if measure.headline)
+        return [name for kind in kinds for name in shown if name.startswith(kind)]
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""

@@ -22,8 +22,8 @@ from fmri2img.models.spaces import TargetSpace
 class Predictions:
     """Predictions for the rows of a batch, subjects one after another in the decoder's order.
 
-    `features[space]` is (B, *shape) in the space's own units; `retrieval[space]` is (B, F), a direction to compare
-    with centred features by cosine; `latent` is (B, L), the output of the heads.
+    `features[space]` is (B, *shape) in the space's own units; `retrieval[space]`, of directed spaces only, is (B, F), a
+    direction to compare with centred features by cosine; `latent` is (B, L), the output of the heads.
     """
 
     features: dict[str, Tensor]
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Latent to one feature space: a linear path, an MLP beside it, and a projector for retrieval."""
+    """Latent to one feature space: a linear path, an MLP beside it, and a projector where the space is directed."""
 
     mean: Tensor
     scale: Tensor
@@ -62,18 +62,20 @@ class Branch(nn.Module):
         self.expand = nn.Linear(latent, hidden)
         self.dropout = nn.Dropout(dropout)
         self.contract = nn.Linear(hidden, space.size)
-        self.projector = nn.Linear(hidden, space.size)
+        self.projector = nn.Linear(hidden, space.size) if space.directed else None
         for layer in (self.contract, self.projector):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.tensor(space.mean).flatten())
         self.register_buffer("scale", torch.tensor(space.scale))
 
-    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised features and retrieval directions, both (B, F)."""
+    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standardised features and, of a directed space, retrieval directions, both (B, F)."""
         linear = self.linear(latent_BL)
         hidden = self.dropout(nn.functional.gelu(self.expand(self.norm(latent_BL))))
-        return linear + self.contract(hidden), linear + self.projector(hidden)
+        direction = None if self.projector is None else linear + self.projector(hidden)
+        return linear + self.contract(hidden), direction
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, *shape) in their own units to (B, F) centred and scaled, as the losses see them."""
@@ -147,7 +149,7 @@ class MultiSubjectDecoder(nn.Module):
         return branch
 
     def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Head latents (B, L), standardised features {space: (B, F)} and retrieval directions {space: (B, F)}.
+        """Head latents (B, L), standardised features and retrieval directions, {space: (B, F)} each.
 
         `responses` maps subject id to (B_s, V_s). The subjects must be all of the decoder's when training: ZeRO needs
         the same graph on every rank at every step.
@@ -160,7 +162,8 @@ class MultiSubjectDecoder(nn.Module):
         latent = torch.cat([self.heads[name](responses[name]) for name in self.heads if name in responses])
         shared = self.backbone(latent)
         outputs = {name: branch(shared) for name, branch in self.branches.items()}
-        return latent, {n: out[0] for n, out in outputs.items()}, {n: out[1] for n, out in outputs.items()}
+        directions = {name: out[1] for name, out in outputs.items() if out[1] is not None}
+        return latent, {name: out[0] for name, out in outputs.items()}, directions
 
     @torch.no_grad()
     def predict(self, responses: Mapping[str, Tensor]) -> Predictions:

@@ -16,6 +16,7 @@ class RidgeDecoder(nn.Module):
 
     def __init__(self, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace]) -> None:
         super().__init__()
+        self.directed = {name for name, space in spaces.items() if space.directed}
         self.shapes = {name: space.shape for name, space in spaces.items()}
         self.maps = nn.ModuleDict(
             {
@@ -62,4 +63,5 @@ class RidgeDecoder(nn.Module):
             )
             for name, value in retrieval.items()
         }
-        return Predictions(features, retrieval, torch.zeros(len(next(iter(retrieval.values()))), 0))
+        directions = {name: value for name, value in retrieval.items() if name in self.directed}
+        return Predictions(features, directions, torch.zeros(len(next(iter(retrieval.values()))), 0))

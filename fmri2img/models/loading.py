@@ -21,15 +21,19 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     found = schema.resolve(path)
     manifest = found.manifest
     voxels = {name: record.voxels for name, record in manifest.subjects.items()}
+    recipe = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
+    directed = {name for name, space in recipe["spaces"].items() if space["contrastive"]}
     spaces = {
-        name: TargetSpace(name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0)
+        name: TargetSpace(
+            name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0, name in directed
+        )
         for name, record in manifest.feature_spaces.items()
     }
     decoder: MultiSubjectDecoder | RidgeDecoder
     if manifest.kind == "ridge":
         decoder = RidgeDecoder(voxels, spaces)
     else:
-        decoder = _sizes(found.path).build(voxels, spaces)
+        decoder = DecoderConfig.model_validate(recipe["decoder"]).build(voxels, spaces)
     try:
         decoder.load_state_dict(schema.load_tensors(found.path, manifest=manifest), strict=True)
     except RuntimeError as error:
@@ -37,8 +41,3 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
             f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}"
         ) from error
     return decoder.eval()
-
-
-def _sizes(folder: Path) -> DecoderConfig:
-    config = json.loads((folder / schema.CONFIG_NAME).read_text())
-    return DecoderConfig.model_validate(config["recipe"]["decoder"])

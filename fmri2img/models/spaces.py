@@ -10,7 +10,7 @@ import numpy as np
 class TargetSpace:
     """What a branch of a decoder predicts.
 
-    `mean` has the space's shape; `scale` is one number, the root mean square of the centred features over training
+    `directed` spaces are contrasted: their branch has a projector of its own for retrieval. `mean` has the space's shape; `scale` is one number, the root mean square of the centred features over training
     pictures. One scale for the whole space keeps the geometry that correlations and distances are judged in.
     """
 
@@ -18,6 +18,7 @@ class TargetSpace:
     shape: tuple[int, ...]
     mean: np.ndarray
     scale: float
+    directed: bool = False
 
     @property
     def size(self) -> int:
@@ -25,9 +26,9 @@ class TargetSpace:
         return prod(self.shape)
 
 
-def target_space(name: str, mean: np.ndarray, std: np.ndarray) -> TargetSpace:
+def target_space(name: str, mean: np.ndarray, std: np.ndarray, *, directed: bool = False) -> TargetSpace:
     """Make a `TargetSpace` from per-feature statistics, each an array of the space's shape."""
     scale = float(np.sqrt(np.mean(np.square(std, dtype=np.float64))))
     if not np.isfinite(scale) or scale == 0:
         scale = 1.0
-    return TargetSpace(name, tuple(mean.shape), np.asarray(mean, np.float32), scale)
+    return TargetSpace(name, tuple(mean.shape), np.asarray(mean, np.float32), scale, directed)
