@@ -10,7 +10,8 @@ import numpy as np
 class TargetSpace:
     """What a branch of a decoder predicts.
 
-    `directed` spaces are contrasted: their branch has a projector of its own for retrieval. `mean` has the space's shape; `scale` is one number, the root mean square of the centred features over training
+    `directed` spaces are contrasted: their branch has a projector of its own for retrieval. `mean` has the shape of
+    the space; `scale` is one number, the root mean square of the centred features over training
     pictures. One scale for the whole space keeps the geometry that correlations and distances are judged in.
     """
 
