@@ -98,18 +98,32 @@ class BatchLoader:
 
 
 def picture_rows(
-    dataset: Dataset, samples: Samples, spaces: Sequence[str], *, sessions: Sequence[int] | None = None
+    dataset: Dataset,
+    samples: Samples,
+    spaces: Sequence[str],
+    *,
+    sessions: Sequence[int] | None = None,
+    single: bool = False,
 ) -> PictureRows:
-    """Responses averaged over the repeats in the chosen sessions, with features. Pictures without a repeat there go."""
-    responses, kept = [], []
-    for row in range(len(samples)):
-        chosen = repeats_in(samples, row, sessions)
-        if len(chosen):
-            responses.append(dataset.responses(samples, row)[chosen].astype(np.float32).mean(0))
-            kept.append(row)
-    rows = np.asarray(kept, np.int64)
+    """Responses in the chosen sessions with features: averaged over a picture's repeats, or every trial by itself.
+
+    Averages are grouped by picture, single trials by session. Pictures without a repeat in the sessions are left out.
+    """
+    rows, repeats = trials_of(samples, sessions)
+    if single:
+        responses, groups = (
+            dataset.read_trials(samples, rows, repeats),
+            samples.sessions[rows, repeats].astype(np.int64),
+        )
+    else:
+        kept = np.unique(rows)
+        responses = np.stack(
+            [dataset.responses(samples, r)[repeats[rows == r]].astype(np.float32).mean(0) for r in kept]
+        )
+        rows = kept
+        groups = samples.nsd_id[rows]
     features = {name: dataset.read_features(samples, rows, name) for name in spaces}
-    return PictureRows(np.stack(responses), features, samples.nsd_id[rows])
+    return PictureRows(responses, features, samples.nsd_id[rows], groups)
 
 
 def with_sessions(samples: Samples, sessions: Sequence[int] | None) -> Samples:
@@ -119,11 +133,3 @@ def with_sessions(samples: Samples, sessions: Sequence[int] | None) -> Samples:
     """
     rows, _ = trials_of(samples, sessions)
     return samples.take(np.unique(rows))
-
-
-def repeats_in(samples: Samples, row: int, sessions: Sequence[int] | None) -> np.ndarray:
-    """The repeats of one sample that were measured in these sessions."""
-    repeats = np.arange(int(samples.repeats[row]))
-    if sessions is None:
-        return repeats
-    return repeats[np.isin(samples.sessions[row, : len(repeats)], list(sessions))]

@@ -48,6 +48,11 @@ class TrainingConfig(Strict):
         default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
     )
     start: Literal["ridge", "random"] = "ridge"
+    fits_on: Literal["pictures", "trials"] = Field(
+        default="pictures",
+        description="rows of closed-form fits: averages over repeats, cross-validated over pictures; or single trials, "
+        "over sessions, for a split by session, whose test pictures are training pictures too",
+    )
     trainable: Literal["whole", "head"] = Field(
         default="whole", description="head leaves what subjects share as it is, where there is any"
     )

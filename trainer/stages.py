@@ -116,7 +116,7 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         load_weights(decoder, resumed.model)
     elif config.start == "ridge":
         _on_rank_zero(
-            decoder, lambda: start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
+            decoder, lambda: start_as_ridge(decoder, _rows(material, recipe, spec, config), seed=config.seed)
         )
     engine = (
         DeepSpeedEngine(decoder, config) if spec.engine == "deepspeed" else AccelerateEngine(decoder, config)
@@ -126,7 +126,7 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         copy = _fresh(recipe, material, config)
         load_weights(copy, tensors)
         if rank() == 0:
-            fit_alignment(copy, _rows(material, recipe, spec), seed=config.seed)
+            fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
         return dict(copy.state_dict())
 
     return _run(
@@ -163,9 +163,9 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     if resumed is not None:
         load_weights(decoder, resumed.model)
     elif parent is not None:
-        fit_head(decoder, subject, _rows(material, recipe, spec)[subject], seed=config.seed)
+        fit_head(decoder, subject, _rows(material, recipe, spec, config)[subject], seed=config.seed)
     elif config.start == "ridge":
-        start_as_ridge(decoder, _rows(material, recipe, spec), seed=config.seed)
+        start_as_ridge(decoder, _rows(material, recipe, spec, config), seed=config.seed)
     if config.trainable == "head" and parent is not None:
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(name.startswith("heads."))
@@ -181,7 +181,7 @@ def fit_ridge_baseline(spec: StageSpec) -> Path:
     config = recipe.finetuning.model_copy(update={"validation": 0.0})
     material = open_material(spec, recipe, config)
     decoder = RidgeDecoder(material.voxels, material.spaces)
-    for subject, rows in _rows(material, recipe, spec).items():
+    for subject, rows in _rows(material, recipe, spec, config).items():
         decoder.fit(subject, rows, seed=config.seed)
     folder = Path(spec.run) / schema.CHECKPOINTS_FOLDER
     identity = _identity(spec, recipe, material, None)
@@ -251,9 +251,14 @@ def _fresh(recipe: Recipe, material: Material, config: TrainingConfig) -> MultiS
     return recipe.decoder.build(material.voxels, material.spaces)
 
 
-def _rows(material: Material, recipe: Recipe, spec: StageSpec) -> dict[str, PictureRows]:
+def _rows(
+    material: Material, recipe: Recipe, spec: StageSpec, config: TrainingConfig
+) -> dict[str, PictureRows]:
+    single = config.fits_on == "trials"
     return {
-        subject: picture_rows(material.dataset, table, list(recipe.spaces), sessions=spec.sessions)
+        subject: picture_rows(
+            material.dataset, table, list(recipe.spaces), sessions=spec.sessions, single=single
+        )
         for subject, table in material.tables.items()
     }
 

@@ -14,14 +14,16 @@ from fmri2img.models.ridge import RidgeFit, fit_ridge
 
 @dataclass(frozen=True)
 class PictureRows:
-    """One subject's training pictures: responses averaged over repeats, and what the pictures are.
+    """One subject's pictures: responses, averaged over repeats or single, and what the pictures are.
 
-    responses (n, V) float32; features {space: (n, *shape)} float32 in the spaces' units; nsd_ids (n,).
+    responses (n, V) float32; features {space: (n, *shape)} float32 in the spaces' units; nsd_ids (n,); groups (n,), the
+    pictures or sessions that cross-validation keeps together.
     """
 
     responses: np.ndarray
     features: dict[str, np.ndarray]
     nsd_ids: np.ndarray
+    groups: np.ndarray
 
 
 MOST_FEATURES = (
@@ -46,7 +48,7 @@ def start_as_ridge(
         )
     weights = np.concatenate([np.full(size, 1 / np.sqrt(size)) for size in sizes]).astype(np.float32)
     fits = {
-        name: fit_ridge(row.responses, _targets(decoder, row) * weights, groups=row.nsd_ids, seed=seed)
+        name: fit_ridge(row.responses, _targets(decoder, row) * weights, groups=row.groups, seed=seed)
         for name, row in rows.items()
     }
     held_out = np.concatenate([fits[name].held_out for name in sorted(fits)])
@@ -103,7 +105,7 @@ def fit_alignment(decoder: MultiSubjectDecoder, rows: Mapping[str, PictureRows],
         head = decoder.heads[name]
         latents.append(head(torch.from_numpy(row.responses)).numpy())
         targets.append(_targets(decoder, row))
-        groups.append(row.nsd_ids)
+        groups.append(row.groups)
     fit = fit_ridge(
         np.concatenate(targets), np.concatenate(latents), groups=np.concatenate(groups), seed=seed
     )
@@ -123,7 +125,7 @@ def fit_head(decoder: MultiSubjectDecoder, subject: str, rows: PictureRows, *, s
             "or start the head at random with `head_start: random`"
         )
     wanted = decoder.alignment(torch.from_numpy(_targets(decoder, rows))).numpy()
-    fit = fit_ridge(rows.responses, wanted, groups=rows.nsd_ids, seed=seed)
+    fit = fit_ridge(rows.responses, wanted, groups=rows.groups, seed=seed)
     head = decoder.heads[subject]
     assert isinstance(head, nn.Linear)
     head.weight.copy_(torch.from_numpy(fit.weight.T.copy()))

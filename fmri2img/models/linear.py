@@ -42,7 +42,7 @@ class RidgeDecoder(nn.Module):
             assert isinstance(layer, nn.Linear)
             mean, scale = getattr(self, f"mean_{name}"), getattr(self, f"scale_{name}")
             targets = (torch.from_numpy(rows.features[name]).flatten(1) - mean) / scale
-            fit = fit_ridge(rows.responses, targets.numpy(), groups=rows.nsd_ids, seed=seed)
+            fit = fit_ridge(rows.responses, targets.numpy(), groups=rows.groups, seed=seed)
             layer.weight.copy_(torch.from_numpy(fit.weight.T.copy()))
             layer.bias.copy_(torch.from_numpy(fit.bias))
 
