@@ -6,6 +6,7 @@ writes as `{kind: ...}`; the data set records it, so a cached column says how it
 
 import hashlib
 import re
+from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
@@ -77,9 +78,11 @@ class CaptionWords(BaseModel):
                 "caption-words needs captions: this data set has a picture without one; use pixels alone"
             )
         vector = np.zeros(self.size, np.float64)
-        for text in captions:
-            for term in _terms(text):
-                vector += self._direction(term) / len(captions)
+        counts = Counter(term for text in captions for term in _terms(text))
+        for term in sorted(
+            counts
+        ):  # sums depend on their order in the last bit, and sets have another in each process
+            vector += self._direction(term) * (counts[term] / len(captions))
         return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
 
     def _direction(self, term: str) -> np.ndarray:

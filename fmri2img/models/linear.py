@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import Predictions
 from fmri2img.models.ridge import fit_ridge
@@ -21,7 +22,7 @@ class RidgeDecoder(nn.Module):
         self.maps = nn.ModuleDict(
             {
                 s: nn.ModuleDict({n: nn.Linear(v, sp.size) for n, sp in spaces.items()})
-                for s, v in voxels.items()
+                for s, v in sorted(voxels.items())
             }
         )
         for name, space in spaces.items():
@@ -49,6 +50,11 @@ class RidgeDecoder(nn.Module):
     @torch.no_grad()
     def predict(self, responses: Mapping[str, Tensor]) -> Predictions:
         """Predictions in the units of each space; the latent is empty."""
+        unknown = sorted(set(responses) - set(self.subjects))
+        if unknown or not responses:
+            raise InputError(
+                f"this decoder has maps for {self.subjects}, not for {unknown}: fit the baseline on them first"
+            )
         rows: dict[str, list[Tensor]] = {name: [] for name in self.shapes}
         for subject in self.subjects:
             if subject in responses:

@@ -22,7 +22,7 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     manifest = found.manifest
     voxels = {name: record.voxels for name, record in manifest.subjects.items()}
     recipe = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
-    directed = {name for name, space in recipe["spaces"].items() if space["contrastive"]}
+    directed = {name for name, space in recipe["spaces"].items() if space.get("contrastive", 0)}
     spaces = {
         name: TargetSpace(
             name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0, name in directed
@@ -33,7 +33,7 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     if manifest.kind == "ridge":
         decoder = RidgeDecoder(voxels, spaces)
     else:
-        decoder = DecoderConfig.model_validate(recipe["decoder"]).build(voxels, spaces)
+        decoder = DecoderConfig.model_validate(recipe.get("decoder", {})).build(voxels, spaces)
     try:
         decoder.load_state_dict(schema.load_tensors(found.path, manifest=manifest), strict=True)
     except RuntimeError as error:
