@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.plan import SamplingPlan, trials_of
+from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.trainer.seeds import derive_seed
 
@@ -108,8 +109,14 @@ def picture_rows(
     """Responses in the chosen sessions with features: averaged over a picture's repeats, or every trial by itself.
 
     Averages are grouped by picture, single trials by session. Pictures without a repeat in the sessions are left out.
+    Raises InputError when none is left.
     """
     rows, repeats = trials_of(samples, sessions)
+    if not len(rows):
+        raise InputError(
+            f"{samples.subject} has no picture on this side of the split: give it more sessions, or the recipe "
+            "a larger `validation` or none (0)"
+        )
     if single:
         responses, groups = (
             dataset.read_trials(samples, rows, repeats),

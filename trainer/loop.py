@@ -20,19 +20,10 @@ from fmri2img.trainer.engines import Engine
 from fmri2img.trainer.objectives import contrastive_loss, decoder_loss, regression_loss
 from fmri2img.trainer.schedules import learning_rate
 from fmri2img.trainer.seeds import derive_seed
-from fmri2img.trainer.state import Identity, save
+from fmri2img.trainer.state import Best, Identity, save
 from fmri2img.trainer.watch import Watch, memory_mb
 
 Metrics = dict[str, float]
-
-
-@dataclass
-class Best:
-    """The weights with the lowest validation loss so far."""
-
-    loss: float = math.inf
-    step: int = -1
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,9 +38,11 @@ class Job:
     validation: Mapping[str, PictureRows]
     identity: Identity
     watch: Watch | None
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = (
-        None  # makes the finished model's tensors
-    )
+    # Makes the finished model's tensors.
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    # What the checkpoint that a run resumes from knew.
+    metrics: Metrics = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
 
 
 def train(job: Job, *, first_step: int) -> Path:
@@ -57,9 +50,8 @@ def train(job: Job, *, first_step: int) -> Path:
 
     Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term.
     """
-    config, engine = job.config, job.engine
-    best = Best()
-    metrics = _validate(job, first_step, best)
+    config, engine, best = job.config, job.engine, job.best
+    metrics = _validate(job, 0, best) if first_step == 0 else job.metrics
     for batch in job.loader.batches(first_step, config.steps):
         started = time.perf_counter()
         torch.manual_seed(derive_seed(config.seed, "dropout", batch.step, rank()))
@@ -81,7 +73,7 @@ def train(job: Job, *, first_step: int) -> Path:
         if done % config.validate_every == 0 or done == config.steps:
             metrics = _validate(job, done, best)
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save(job.run, done, engine, job.identity, metrics=metrics, keep=config.keep)
+            save(job.run, done, engine, job.identity, metrics=metrics, keep=config.keep, best=best)
     return _save_final(job, metrics, best)
 
 
@@ -135,6 +127,12 @@ def _validate(job: Job, done: int, best: Best) -> Metrics:
     if not job.validation:
         return {}
     metrics = validate(job.engine, job.validation, job.spaces)
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Fmri2imgError(
+                f"step {done}: {name} is {value}: the weights of this step are not used; lower learning_rate or "
+                "check the data, then run the same command to go on from the last checkpoint"
+            )
     if metrics["validation/loss"] < best.loss:
         best.loss, best.step = metrics["validation/loss"], done
         if job.config.select == "best":

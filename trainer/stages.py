@@ -22,7 +22,15 @@ from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, 
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
 from fmri2img.trainer.loop import Job, check_layout, train
-from fmri2img.trainer.state import Identity, find_resumable, load_weights, write_step
+from fmri2img.trainer.state import (
+    Best,
+    Identity,
+    Resumed,
+    checkpoints_of,
+    find_resumable,
+    load_weights,
+    write_step,
+)
 from fmri2img.trainer.watch import Record, Watch
 
 Listener = Callable[[Record], None]
@@ -125,8 +133,9 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     def finish(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         copy = _fresh(recipe, material, config)
         load_weights(copy, tensors)
-        if rank() == 0:
-            fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
+        _on_rank_zero(
+            copy, lambda: fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
+        )
         return dict(copy.state_dict())
 
     return _run(
@@ -159,7 +168,7 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         decoder.with_subjects(material.voxels)
     else:
         decoder = _fresh(recipe, material, config)
-    resumed = find_resumable(Path(spec.run), spec.config())
+    resumed = find_resumable(Path(spec.run), spec.config(), parent=parent)
     if resumed is not None:
         load_weights(decoder, resumed.model)
     elif parent is not None:
@@ -195,7 +204,7 @@ def _run(
     config: TrainingConfig,
     material: Material,
     engine: Engine,
-    resumed: Any,
+    resumed: Resumed | None,
     *,
     listener: Listener | None,
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
@@ -229,6 +238,7 @@ def _run(
     watch = None
     if rank() == 0:
         run.mkdir(parents=True, exist_ok=True)
+        schema.clean_stale(checkpoints_of(run))
         watch = Watch(
             run,
             first_step=first,
@@ -238,7 +248,20 @@ def _run(
             listener=listener,
         )
     identity = _identity(spec, recipe, material, parent)
-    job = Job(run, engine, loader, config, recipe.spaces, material.validation, identity, watch, finish)
+    metrics, best = (dict[str, float](), Best()) if resumed is None else (resumed.metrics, resumed.best)
+    job = Job(
+        run,
+        engine,
+        loader,
+        config,
+        recipe.spaces,
+        material.validation,
+        identity,
+        watch,
+        finish,
+        metrics=metrics,
+        best=best,
+    )
     try:
         return train(job, first_step=first)
     finally:

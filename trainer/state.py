@@ -1,9 +1,10 @@
 """Save and load everything that a run needs to go on exactly: weights, optimiser, position."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fmri2img.trainer.engines import Engine
 
 OPTIMISER = "state/optimiser.safetensors"
 POSITION = "state/position.json"
+BEST = "state/best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Identity:
     subjects: dict[str, schema.SubjectRecord]
     spaces: dict[str, schema.FeatureSpaceRecord]
     parent: schema.ParentRecord | None = None
+
+
+@dataclass
+class Best:
+    """The weights with the lowest validation loss so far. Saved, since a resumed run must know what it had."""
+
+    loss: float = math.inf
+    step: int = -1
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -45,6 +56,7 @@ def save(
     metrics: Mapping[str, float],
     keep: int,
     model: Mapping[str, Tensor] | None = None,
+    best: Best | None = None,
 ) -> Path:
     """Commit `step-...` with the whole model and the state to resume from. Collective: all ranks or none.
 
@@ -61,7 +73,12 @@ def save(
             files = {schema.MODEL_NAME: dict(model or tensors), OPTIMISER: moments}
             if model is not None:
                 files["state/model.safetensors"] = tensors
-            write_step(folder, step, token, files, identity, metrics=metrics)
+            position: dict[str, Any] = {}
+            if best is not None and best.step >= 0:
+                position["best"] = {"loss": best.loss, "step": best.step}
+                if best.tensors:
+                    files[BEST] = best.tensors
+            write_step(folder, step, token, files, identity, metrics=metrics, position=position)
             _forget_old(folder, keep)
         except Exception as caught:  # told to all ranks by the next line
             error = caught
@@ -79,6 +96,7 @@ def write_step(
     *,
     metrics: Mapping[str, float],
     kind: Any = "decoder",
+    position: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write and commit one step folder from this process. `tensors` maps file names to what they hold."""
     staging = schema.stage(folder, step, token)
@@ -86,7 +104,8 @@ def write_step(
     for name, content in tensors.items():
         schema.save_tensors(staging / name, content)
     write_json(staging / schema.CONFIG_NAME, identity.config)
-    write_json(staging / POSITION, {"step": step, "config_digest": digest_json(identity.config)})
+    digest = digest_json(identity.config)
+    write_json(staging / POSITION, {"step": step, "config_digest": digest, **(position or {})})
     draft = schema.CheckpointManifest(
         kind=kind,
         recipe=identity.recipe,
@@ -116,12 +135,16 @@ class Resumed:
     model: dict[str, Tensor]
     moments: dict[str, Tensor]
     passed_over: tuple[tuple[Path, str], ...]
+    metrics: dict[str, float]
+    best: Best
 
 
-def find_resumable(run: Path, config: dict[str, Any]) -> Resumed | None:
+def find_resumable(
+    run: Path, config: dict[str, Any], *, parent: schema.ParentRecord | None = None
+) -> Resumed | None:
     """The newest whole checkpoint of a run, or None for a new run.
 
-    Raises InputError when the run folder belongs to another configuration.
+    Raises InputError when the run folder belongs to another configuration or began from another parent.
     """
     found = schema.find_latest(run)
     if found is None:
@@ -133,12 +156,25 @@ def find_resumable(run: Path, config: dict[str, Any]) -> Resumed | None:
             f"{run} holds a run of another configuration ({_difference(was, config)}): "
             "give the same one to resume it, or another --out"
         )
+    began = found.manifest.parent
+    if (began and began.manifest_sha256) != (parent and parent.manifest_sha256):
+        raise InputError(
+            f"{run} holds a run that began from {_called(began)}, this one begins from {_called(parent)}: "
+            "give the same parent to resume it, or another --out"
+        )
     weights = (
         "state/model.safetensors" if "state/model.safetensors" in found.manifest.files else schema.MODEL_NAME
     )
     model = schema.load_tensors(found.path, weights)
     moments = schema.load_tensors(found.path, OPTIMISER)
-    return Resumed(found.manifest.step, model, moments, found.passed_over)
+    best = Best(**position["best"]) if "best" in position else Best()
+    if BEST in found.manifest.files:
+        best.tensors = schema.load_tensors(found.path, BEST)
+    return Resumed(found.manifest.step, model, moments, found.passed_over, dict(found.manifest.metrics), best)
+
+
+def _called(parent: schema.ParentRecord | None) -> str:
+    return "no other checkpoint" if parent is None else f"{parent.path} ({parent.manifest_sha256[:12]})"
 
 
 def _difference(was: Any, now: Any, path: str = "") -> str:

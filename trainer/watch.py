@@ -30,7 +30,7 @@ class Watch:
     ) -> None:
         self.path = folder / METRICS
         self.listener, self.total = listener, total
-        _drop_from(self.path, first_step)
+        _drop_after(self.path, first_step)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 closed by close()
         self.run = _start_wandb(folder, config) if wandb else None
         self.started = time.time()
@@ -65,9 +65,10 @@ def memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _drop_from(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> None:
+    # A run that begins at 0 records step 0 itself; a resumed one never repeats the step of its checkpoint.
     if path.exists():
-        kept = [record for record in read_records(path.parent) if record["step"] <= step]
+        kept = [record for record in read_records(path.parent) if 0 < step >= record["step"]]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 

@@ -1,0 +1,168 @@
+"""A tiny data set whose responses say something of the pictures, a recipe for it, and a listener that kills runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fmri2img.datasets import SessionTrials, add_feature_space, build_dataset
+from fmri2img.features.extractors import CaptionWords, Pixels
+from fmri2img.trainer.stages import StageSpec
+from fmri2img.trainer.watch import Record
+
+COLOURS = ["red", "green", "blue", "grey"]
+THINGS = ["ball", "box", "cone"]
+
+
+def picture(nsd_id: int) -> np.ndarray:
+    return np.random.default_rng([1, nsd_id]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+@dataclass
+class LinearSubject:
+    """Responses are a fixed random map of the picture's pixels plus noise; thirty trials a session."""
+
+    seed: int
+    voxels: int
+    sessions: list[int] = field(default_factory=lambda: [1, 2])
+
+    def voxel_table(self) -> dict[str, np.ndarray]:
+        return {"roi": np.array(["V1"] * self.voxels), "noise_ceiling": np.full(self.voxels, 0.5)}
+
+    def session(self, session: int) -> SessionTrials:
+        generator = np.random.default_rng([self.seed, session])
+        weight = np.random.default_rng(self.seed).normal(size=(192, self.voxels)) / 14
+        nsd_ids = generator.permutation(np.arange(30) % 24 + 6 * (session - 1))
+        seen = np.stack([picture(n).reshape(-1) / 74.0 - 1.7 for n in nsd_ids.tolist()])
+        noise = generator.normal(size=(30, self.voxels))
+        return SessionTrials((seen @ weight + noise).astype(np.float32), nsd_ids)
+
+
+@dataclass
+class LinearSource:
+    """Three subjects of unequal width; pictures below 4 are test pictures."""
+
+    name: str = "linear"
+    terms: str = "free"
+    provenance: dict[str, str] = field(default_factory=lambda: {"made": "for tests of training"})
+    subjects: dict[str, LinearSubject] = field(
+        default_factory=lambda: {f"subj0{n}": LinearSubject(n, 9 - n) for n in (3, 1, 2)}
+    )
+
+    def picture(self, nsd_id: int) -> np.ndarray:
+        return picture(nsd_id)
+
+    def captions(self, nsd_id: int) -> list[str]:
+        return [f"a {COLOURS[nsd_id % 4]} {THINGS[nsd_id % 3]}"]
+
+    def is_test(self, subject: str, nsd_id: int, session: int) -> bool:
+        return nsd_id < 4
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built data set with the two feature spaces of the recipe, not to be changed."""
+    path = build_dataset(LinearSource(), tmp_path_factory.mktemp("data") / "linear", samples_per_shard=8).path
+    spaces: dict[str, Pixels | CaptionWords] = {"pixels-2": Pixels(size=2), "words": CaptionWords(size=8)}
+    for name, extractor in spaces.items():
+        add_feature_space(
+            path,
+            name=name,
+            shape=extractor.shape,
+            dtype="float32",
+            extractor=extractor.model_dump(mode="json"),
+            compute=extractor.compute,
+        )
+    return path
+
+
+TRAINING = {
+    "steps": 8,
+    "global_batch": 8,
+    "lanes": 2,
+    "learning_rate": 1e-2,
+    "noise": 0.5,
+    "validation": 0.2,
+    "validate_every": 3,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "zero_stage": 0,
+}
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "spaces": {
+        "pixels-2": {"extractor": {"kind": "pixels", "size": 2}},
+        "words": {"extractor": {"kind": "caption-words", "size": 8}, "contrastive": 0.3},
+    },
+    "decoder": {"latent": 6, "hidden": 10, "blocks": 1, "dropout": 0.2},
+    "pretraining": TRAINING,
+    "finetuning": TRAINING,
+    "generator": {"kind": "pixels", "space": "pixels-2", "size": 8},
+}
+
+
+@pytest.fixture
+def recipe() -> Callable[..., dict[str, Any]]:
+    """`recipe(steps=4, ...)`: the tiny recipe with other values in both stages of training."""
+
+    def make(**changes: Any) -> dict[str, Any]:
+        made = copy.deepcopy(RECIPE)
+        for stage in ("pretraining", "finetuning"):
+            made[stage].update(changes)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def spec(data: Path, tmp_path: Path, recipe: Callable[..., dict[str, Any]]) -> Callable[..., StageSpec]:
+    """`spec("name", subjects, steps=4, ...)`: what a stage is told, for a run folder of that name."""
+
+    def make(
+        run: str, subjects: tuple[str, ...] = ("subj01",), parent: Path | None = None, **changes: Any
+    ) -> StageSpec:
+        return StageSpec(
+            recipe(**changes),
+            str(data),
+            subjects,
+            str(tmp_path / run),
+            parent=None if parent is None else str(parent),
+            engine="accelerate",
+        )
+
+    return make
+
+
+class Killed(BaseException):
+    """What a test throws into a run."""
+
+
+@dataclass
+class Faults:
+    """A listener that kills the run at the first training record of a step."""
+
+    step: int = -1
+
+    def kill_at(self, step: int) -> Faults:
+        self.step = step
+        return self
+
+    def __call__(self, record: Record) -> None:
+        if record["step"] == self.step and "train/loss" in record:
+            raise Killed
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def killed() -> type[BaseException]:
+    return Killed
