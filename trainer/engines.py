@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fmri2img.errors import InputError
 from fmri2img.models.decoder import MultiSubjectDecoder, decay_groups
-from fmri2img.trainer.collectives import world_size
+from fmri2img.trainer.collectives import rank, world_size
 from fmri2img.trainer.config import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -128,9 +128,19 @@ class DeepSpeedEngine:
 
     def step(self, rate: float) -> float:
         _set_rate(self.engine.optimizer.param_groups, rate)
+        norm = self._plain_norm() if self._plain else None
         self.engine.step()
         self.updates += 1
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+    @property
+    def _plain(self) -> bool:
+        # Stage 0 in float32 keeps whole parameters and the plain optimiser, and computes no norm of its own.
+        return self.stage == 0 and not self.engine.bfloat16_enabled()
+
+    def _plain_norm(self) -> float:
+        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def model_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -146,7 +156,7 @@ class DeepSpeedEngine:
     def optimiser_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        if self.stage == 0 and not self.engine.bfloat16_enabled():
+        if self._plain:
             return _plain_state(self._inner, self.decoder)
         self._link_moments()
         tensors = {COUNT: torch.tensor(float(self.updates))}
@@ -174,20 +184,38 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self.updates = int(tensors[COUNT])
-        if self.stage == 0 and not self.engine.bfloat16_enabled():
+        if self._plain:
             _load_plain_state(self._inner, self.decoder, tensors)
             return
         # The optimiser makes its moments at its first step; resuming needs them before it.
-        for group in self._inner.param_groups:
-            for flat in group["params"]:
-                state = self._inner.state[flat]
-                state["step"] = torch.tensor(float(self.updates))
-                for moment in MOMENTS:
-                    state[moment] = torch.zeros_like(flat)
+        for flat in self._flat_parameters():
+            state = self._inner.state[flat]
+            state["step"] = torch.tensor(float(self.updates))
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(flat)
         self._link_moments()
         for name, parameter in self.decoder.named_parameters():
             for moment in MOMENTS:
-                safe_set_full_optimizer_state(parameter, tensors[f"{moment}.{name}"], moment)
+                value = tensors[f"{moment}.{name}"]
+                if self.stage == 3:
+                    self._set_part(parameter, value, moment)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _flat_parameters(self) -> list[Tensor]:
+        if self.stage == 3:  # its optimiser holds parameters only while it steps
+            return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self._inner.param_groups for flat in group["params"]]
+
+    def _set_part(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        """This rank's part of a moment at ZeRO 3. DeepSpeed's own setter fails where the ranks' parts are unequal."""
+        zero = self.engine.optimizer
+        part, _ = zero._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=moment
+        )
+        mine = value[len(part) * rank() :][: len(part)]
+        part.zero_()
+        part[: len(mine)].copy_(mine)
 
 
 def _set_rate(groups: list[dict[str, Any]], rate: float) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -166,3 +172,54 @@ def faults() -> Faults:
 @pytest.fixture
 def killed() -> type[BaseException]:
     return Killed
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPT = Path(__file__).parent / "processes.py"
+
+
+@pytest.fixture(scope="session")
+def processes() -> ModuleType:
+    """The material of `processes.py`, for a single process to check two with."""
+    return _load(SCRIPT)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes of one gloo group wrote; run once for all tests."""
+    folder = tmp_path_factory.mktemp("two")
+    binaries = str(Path(sys.executable).parent)  # where ninja lies
+    shared = {
+        **os.environ,
+        "PATH": os.pathsep.join([binaries, os.environ["PATH"]]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "DS_ACCELERATOR": "cpu",
+    }
+    logs = [folder / f"log-{rank}.txt" for rank in range(2)]
+    started = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, "-P", str(SCRIPT), str(folder), str(rank), "2"]
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(log, "w") as file:
+            started.append(subprocess.Popen(command, env=shared | place, stdout=file, stderr=file))
+    try:
+        while any(process.poll() is None for process in started):
+            if any(process.poll() for process in started):
+                break  # the other one waits for it in vain
+            time.sleep(0.1)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    told = "\n".join(log.read_text()[-2000:] for log in logs)
+    assert [process.returncode for process in started] == [0, 0], told
+    return folder

@@ -1,0 +1,135 @@
+"""What every process of a small training group does, and the material that a single process checks it with.
+
+Run as `python processes.py FOLDER RANK WORLD`: writes what came out of each engine as safetensors files.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fmri2img.models.config import DecoderConfig
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.spaces import TargetSpace
+from fmri2img.trainer.config import SpaceConfig, TrainingConfig
+from fmri2img.trainer.engines import DeepSpeedEngine, Engine
+from fmri2img.trainer.objectives import LossTerms, decoder_loss
+
+VOXELS = {"subj01": 7, "subj02": 12, "subj05": 9}
+SHAPES = {"map": (2, 3), "tone": (3,), "words": (5,)}
+ROWS, STEPS, MIDDLE, RATE = 12, 6, 3, 1e-2
+CASES = [(stage, clip) for stage in (0, 1, 2, 3) for clip in (0.05, 0.0)]
+
+
+def spaces() -> dict[str, SpaceConfig]:
+    """Regression alone, contrast alone, and both."""
+    pixels = {"kind": "pixels", "size": 1}
+    weights = {"map": (1.0, 0.0), "tone": (0.0, 0.7), "words": (1.0, 0.3)}
+    return {
+        name: SpaceConfig.model_validate({"extractor": pixels, "regression": r, "contrastive": c})
+        for name, (r, c) in weights.items()
+    }
+
+
+def config(stage: int, clip: float) -> TrainingConfig:
+    return TrainingConfig(zero_stage=stage, clip=clip, global_batch=ROWS * len(VOXELS), weight_decay=0.1)  # type: ignore[arg-type]
+
+
+def decoder() -> MultiSubjectDecoder:
+    """Every parameter random, those that start at zero too: a gradient of exactly 0 would prove nothing."""
+    targets = {
+        name: TargetSpace(name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].contrastive > 0)
+        for name, shape in SHAPES.items()
+    }
+    made = DecoderConfig(latent=6, hidden=10, blocks=1, dropout=0.0).build(VOXELS, targets)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+def batch(step: int, rank: int = 0, world: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Responses, features and pictures of one rank: its share of every subject's rows. Pictures repeat."""
+    each = ROWS // world
+    mine = slice(rank * each, (rank + 1) * each)
+    generator = torch.Generator().manual_seed(100 + step)
+    responses, features, pictures = {}, {name: [] for name in SHAPES}, []  # type: ignore[var-annotated]
+    for subject, width in VOXELS.items():
+        responses[subject] = torch.randn(ROWS, width, generator=generator)[mine]
+        pictures.append(torch.randint(0, 20, (ROWS,), generator=generator)[mine])
+        for name, shape in SHAPES.items():
+            features[name].append(torch.randn(ROWS, *shape, generator=generator)[mine])
+    return responses, {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(pictures)
+
+
+def losses(forward: Callable[..., Any], made: MultiSubjectDecoder, step: int, *place: int) -> LossTerms:
+    responses, features, pictures = batch(step, *place)
+    kind = next(made.parameters()).dtype
+    outputs = forward({name: value.to(kind) for name, value in responses.items()})
+    return decoder_loss(
+        made, outputs, {name: value.to(kind) for name, value in features.items()}, pictures, spaces()
+    )
+
+
+def train(engine: Engine, first: int, last: int, *place: int) -> list[float]:
+    """Updates of steps first to last - 1; the gradient norms."""
+    engine.decoder.train()
+    norms = []
+    for step in range(first, last):
+        engine.backward(losses(engine.forward, engine.decoder, step, *place).backward)
+        norms.append(engine.step(RATE * (1 + step)))
+    return norms
+
+
+def double_gradients(world: int = 1, rank: int = 0) -> dict[str, Tensor]:
+    """Loss terms and gradients averaged over ranks, in float64."""
+    made = decoder().double()
+    loss = losses(made, made, 0, rank, world)
+    loss.backward.backward()  # type: ignore[no-untyped-call]
+    told = {f"term.{name}": value.detach().clone() for name, value in loss.terms.items()}
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        told[f"gradient.{name}"] = parameter.grad.clone()
+    if world > 1:
+        for value in told.values():
+            dist.all_reduce(value)
+            value /= world
+    return told
+
+
+def main(folder: Path, rank: int, world: int) -> None:
+    place = (rank, world)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    save_file(double_gradients(world, rank), folder / f"double-{rank}.safetensors")
+    for stage, clip in CASES:
+        name = f"zero{stage}-clip{clip}"
+        engine = DeepSpeedEngine(decoder(), config(stage, clip))
+        norms = train(engine, 0, MIDDLE, *place)
+        model, moments = engine.model_tensors(), engine.optimiser_tensors()
+        norms += train(engine, MIDDLE, STEPS, *place)
+        told = {
+            "middle": {**model, **moments},
+            "end": {**engine.model_tensors(), **engine.optimiser_tensors(), "norms": torch.tensor(norms)},
+        }
+        if clip:
+            again = decoder()
+            again.load_state_dict(model)
+            engine = DeepSpeedEngine(again, config(stage, clip))
+            engine.load_optimiser(moments)
+            train(engine, MIDDLE, STEPS, *place)
+            told["resumed"] = {**engine.model_tensors(), **engine.optimiser_tensors()}
+        for what, tensors in told.items():
+            save_file(tensors, folder / f"{name}-{what}-{rank}.safetensors")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
