@@ -41,13 +41,18 @@ def config(stage: int, clip: float) -> TrainingConfig:
     return TrainingConfig(zero_stage=stage, clip=clip, global_batch=ROWS * len(VOXELS), weight_decay=0.1)  # type: ignore[arg-type]
 
 
-def decoder() -> MultiSubjectDecoder:
-    """Every parameter random, those that start at zero too: a gradient of exactly 0 would prove nothing."""
+def fresh() -> MultiSubjectDecoder:
+    """A decoder as it is made."""
     targets = {
         name: TargetSpace(name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].contrastive > 0)
         for name, shape in SHAPES.items()
     }
-    made = DecoderConfig(latent=6, hidden=10, blocks=1, dropout=0.0).build(VOXELS, targets)
+    return DecoderConfig(latent=6, hidden=10, blocks=1, dropout=0.0).build(VOXELS, targets)
+
+
+def decoder() -> MultiSubjectDecoder:
+    """Every parameter random, those that start at zero too: a gradient of exactly 0 would prove nothing."""
+    made = fresh()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -1,0 +1,153 @@
+"""Batches do not depend on how many processes share them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmri2img.datasets import Dataset, Samples
+from fmri2img.datasets.plan import SamplingPlan
+from fmri2img.errors import InputError
+from fmri2img.trainer.batches import Batch, BatchLoader, picture_rows, with_sessions
+
+SUBJECTS = ("subj01", "subj02", "subj03")
+LANES, ROWS = 4, 2  # of each subject in each lane
+
+
+@pytest.fixture
+def dataset(data: Path) -> Dataset:
+    return Dataset.open(data)
+
+
+def tables(dataset: Dataset) -> dict[str, Samples]:
+    return {name: dataset.samples(name, "train") for name in SUBJECTS}
+
+
+def loader(dataset: Dataset, rank: int = 0, world: int = 1, noise: float = 0.5, seed: int = 1) -> BatchLoader:
+    plan = SamplingPlan(
+        tables(dataset),
+        fingerprint=dataset.fingerprint,
+        seed=seed,
+        global_batch=LANES * ROWS * len(SUBJECTS),
+        lanes=LANES,
+    )
+    spaces = ["pixels-2", "words"]
+    return BatchLoader(
+        dataset, tables(dataset), plan, spaces, rank=rank, world_size=world, seed=seed, noise=noise
+    )
+
+
+def joined(dataset: Dataset, step: int, world: int) -> Batch:
+    """What all ranks read together, subjects one after another as one process has them."""
+    parts = [loader(dataset, rank, world).read(step) for rank in range(world)]
+    each = LANES * ROWS // world
+
+    def gathered(rows: list[torch.Tensor]) -> torch.Tensor:
+        places = range(len(SUBJECTS))
+        return torch.cat([part[i * each : (i + 1) * each] for i in places for part in rows])
+
+    responses = {name: torch.cat([part.responses[name] for part in parts]) for name in SUBJECTS}
+    features = {name: gathered([part.features[name] for part in parts]) for name in ("pixels-2", "words")}
+    return Batch(step, responses, features, gathered([part.pictures for part in parts]), 0.0)
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert list(one.responses) == list(other.responses)
+    for name, value in one.responses.items():
+        assert torch.equal(value, other.responses[name])
+    for name, value in one.features.items():
+        assert torch.equal(value, other.features[name])
+    assert torch.equal(one.pictures, other.pictures)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("step", [0, 1, 9])
+def test_all_ranks_together_read_the_rows_and_noise_that_one_process_reads(
+    dataset: Dataset, step: int, world: int
+) -> None:
+    assert_same(joined(dataset, step, world), loader(dataset).read(step))
+
+
+def test_rows_are_the_features_and_pictures_of_their_responses(dataset: Dataset) -> None:
+    batch = loader(dataset, noise=0).read(3)
+    at = 0
+    for subject in SUBJECTS:
+        table = dataset.samples(subject, "train")
+        for row in batch.responses[subject]:
+            i = int(np.flatnonzero(table.nsd_id == int(batch.pictures[at]))[0])
+            assert (dataset.responses(table, i).astype(np.float32) == row.numpy()).all(1).any()
+            assert np.array_equal(batch.features["words"][at].numpy(), dataset.feature(table, i, "words"))
+            at += 1
+    assert at == len(batch.pictures)
+
+
+def test_noise_is_added_with_the_deviation_asked_for_and_none_with_zero(dataset: Dataset) -> None:
+    steps = range(40)
+    differences = torch.cat(
+        [
+            (
+                loader(dataset, noise=0.5).read(s).responses[name]
+                - loader(dataset, noise=0).read(s).responses[name]
+            ).flatten()
+            for s in steps
+            for name in SUBJECTS
+        ]
+    )
+    assert float(differences.std()) == pytest.approx(0.5, rel=0.05)
+    assert abs(float(differences.mean())) < 0.03
+
+
+def test_reading_ahead_gives_the_same_batches_from_any_step_on(dataset: Dataset) -> None:
+    straight = [loader(dataset).read(step) for step in range(7)]
+    for first in (0, 4):
+        read = list(loader(dataset).batches(first, 7))
+        assert [batch.step for batch in read] == list(range(first, 7))
+        for batch in read:
+            assert_same(batch, straight[batch.step])
+
+
+def test_another_seed_reads_other_rows(dataset: Dataset) -> None:
+    pictures = [loader(dataset, seed=seed).read(0).pictures for seed in (1, 2)]
+    assert not torch.equal(*pictures)
+
+
+def test_picture_rows_are_means_over_the_repeats_of_the_chosen_sessions(dataset: Dataset) -> None:
+    samples = dataset.samples("subj01", "train")
+    for sessions in (None, [1], [1, 2]):
+        rows = picture_rows(dataset, samples, ["words"], sessions=sessions)
+        assert len(set(rows.nsd_ids.tolist())) == len(rows.nsd_ids)
+        for i, nsd_id in enumerate(rows.nsd_ids.tolist()):
+            row = int(np.flatnonzero(samples.nsd_id == nsd_id)[0])
+            measured = samples.sessions[row, : int(samples.repeats[row])]
+            chosen = np.isin(measured, [1, 2] if sessions is None else sessions)
+            trials = dataset.responses(samples, row)[chosen].astype(np.float32)
+            np.testing.assert_allclose(rows.responses[i], trials.mean(0), rtol=1e-6, atol=1e-6)
+
+
+def test_single_trials_are_grouped_by_session(dataset: Dataset) -> None:
+    samples = dataset.samples("subj01", "train")
+    rows = picture_rows(dataset, samples, ["words"], single=True)
+    assert len(rows.responses) == int(samples.repeats.sum())
+    assert set(rows.groups.tolist()) == {1, 2}
+
+
+def test_pictures_without_a_repeat_in_the_sessions_are_left_out(dataset: Dataset) -> None:
+    samples = dataset.samples("subj01", "train")
+    first = with_sessions(samples, [1])
+    assert 0 < len(first) < len(samples)
+    rows = picture_rows(dataset, samples, [], sessions=[1])
+    assert rows.nsd_ids.tolist() == first.nsd_id.tolist()
+
+
+def test_a_session_that_does_not_exist_is_an_input_error(dataset: Dataset) -> None:
+    with pytest.raises(
+        InputError, match=r"subj01 has no training trials in sessions \[9\]: choose from \[1, 2\]"
+    ):
+        with_sessions(dataset.samples("subj01", "train"), [1, 9])
+
+
+def test_a_side_without_pictures_is_an_input_error(dataset: Dataset) -> None:
+    nothing = dataset.samples("subj01", "train").take(slice(0, 0))
+    with pytest.raises(InputError, match="subj01 has no picture on this side of the split"):
+        picture_rows(dataset, nothing, ["words"])
