@@ -101,6 +101,11 @@ class DeepSpeedEngine:
     def __init__(self, decoder: MultiSubjectDecoder, config: TrainingConfig) -> None:
         import deepspeed
 
+        if config.precision == "bfloat16" and config.zero_stage == 0:
+            raise InputError(
+                "zero_stage 0 cannot train in bfloat16, since DeepSpeed gives no float32 weights there to go on from: "
+                "use zero_stage 1, 2 or 3"
+            )
         self.stage = config.zero_stage
         rows = config.global_batch // world_size()
         settings: dict[str, Any] = {
@@ -112,16 +117,33 @@ class DeepSpeedEngine:
             "bf16": {"enabled": config.precision == "bfloat16"},
             "steps_per_print": 2**31,
         }
+        exact = {
+            name: value.detach().clone()
+            for name, value in decoder.named_parameters()
+            if settings["bf16"]["enabled"]
+        }
         self.engine, *_ = deepspeed.initialize(
             model=decoder, optimizer=_optimiser(decoder, config), config=settings, dist_init_required=False
         )
         self.decoder = self.engine.module
         self.device = torch.device(self.engine.device)
         self.updates = 0
+        # DeepSpeed takes its float32 weights from the rounded ones, and a resumed run would not be the same.
+        for name, parameter in self.decoder.named_parameters():
+            if name in exact:
+                self._set_whole(parameter, exact[name], None)
 
     def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        outputs: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]] = self.engine(responses)
-        return outputs
+        # As Accelerate does: the network computes in its own precision, the losses in float32.
+        kind = torch.bfloat16 if self.engine.bfloat16_enabled() else torch.float32
+        latent, features, directions = self.engine(
+            {name: value.to(kind) for name, value in responses.items()}
+        )
+        return (
+            latent.float(),
+            {name: value.float() for name, value in features.items()},
+            {name: value.float() for name, value in directions.items()},
+        )
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -135,8 +157,8 @@ class DeepSpeedEngine:
 
     @property
     def _plain(self) -> bool:
-        # Stage 0 in float32 keeps whole parameters and the plain optimiser, and computes no norm of its own.
-        return self.stage == 0 and not self.engine.bfloat16_enabled()
+        # Stage 0 keeps whole parameters and the plain optimiser, and computes no norm of its own.
+        return self.stage == 0
 
     def _plain_norm(self) -> float:
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
@@ -181,8 +203,6 @@ class DeepSpeedEngine:
         return inner
 
     def load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         self.updates = int(tensors[COUNT])
         if self._plain:
             _load_plain_state(self._inner, self.decoder, tensors)
@@ -196,26 +216,31 @@ class DeepSpeedEngine:
         self._link_moments()
         for name, parameter in self.decoder.named_parameters():
             for moment in MOMENTS:
-                value = tensors[f"{moment}.{name}"]
-                if self.stage == 3:
-                    self._set_part(parameter, value, moment)
-                else:
-                    safe_set_full_optimizer_state(parameter, value, moment)
+                self._set_whole(parameter, tensors[f"{moment}.{name}"], moment)
 
     def _flat_parameters(self) -> list[Tensor]:
         if self.stage == 3:  # its optimiser holds parameters only while it steps
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self._inner.param_groups for flat in group["params"]]
 
-    def _set_part(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-        """This rank's part of a moment at ZeRO 3. DeepSpeed's own setter fails where the ranks' parts are unequal."""
+    def _set_whole(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        """Give every rank its part of a parameter's moment, or of its float32 weights (None)."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.stage < 3 and moment is None:
+            safe_set_full_fp32_param(parameter, value)
+            return
+        if self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        # At ZeRO 3 DeepSpeed's own setter fails where the ranks' parts are unequal.
         zero = self.engine.optimizer
         part, _ = zero._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=moment
         )
-        mine = value[len(part) * rank() :][: len(part)]
-        part.zero_()
-        part[: len(mine)].copy_(mine)
+        mine = value.flatten()[len(part) * rank() :][: len(part)]
+        part.data.zero_()
+        part.data[: len(mine)].copy_(mine)
 
 
 def _set_rate(groups: list[dict[str, Any]], rate: float) -> None:

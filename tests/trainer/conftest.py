@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -192,9 +193,18 @@ def processes() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A folder with what two processes of one gloo group wrote; run once for all tests."""
     folder = tmp_path_factory.mktemp("two")
+    runs = []
+    for stage in (2, 3):
+        recipe = copy.deepcopy(RECIPE)
+        recipe["pretraining"].update(zero_stage=stage, steps=6, keep=9)
+        recipe["decoder"]["dropout"] = 0.0  # each rank drops units of its own
+        run = {"recipe": recipe, "data": str(data), "subjects": ["subj01", "subj02"]}
+        straight, again = str(folder / f"straight-{stage}"), str(folder / f"again-{stage}")
+        runs.append({"spec": {**run, "run": straight}, "again": again, "first": "step-00000002"})
+    (folder / "runs.json").write_text(json.dumps(runs))
     binaries = str(Path(sys.executable).parent)  # where ninja lies
     shared = {
         **os.environ,

@@ -1,10 +1,14 @@
 """What every process of a small training group does, and the material that a single process checks it with.
 
-Run as `python processes.py FOLDER RANK WORLD`: writes what came out of each engine as safetensors files.
+Run as `python processes.py FOLDER RANK WORLD`: writes what came out of each engine as safetensors files, and pretrains
+the runs of `FOLDER/runs.json`, each once straight through and once from a copy of its first checkpoint.
 """
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,13 @@ from fmri2img.models.spaces import TargetSpace
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
 from fmri2img.trainer.engines import DeepSpeedEngine, Engine
 from fmri2img.trainer.objectives import LossTerms, decoder_loss
+from fmri2img.trainer.stages import StageSpec, pretrain
 
 VOXELS = {"subj01": 7, "subj02": 12, "subj05": 9}
 SHAPES = {"map": (2, 3), "tone": (3,), "words": (5,)}
 ROWS, STEPS, MIDDLE, RATE = 12, 6, 3, 1e-2
-CASES = [(stage, clip) for stage in (0, 1, 2, 3) for clip in (0.05, 0.0)]
+CASES = [(stage, clip, "float32") for stage in (0, 1, 2, 3) for clip in (0.05, 0.0)]
+CASES += [(stage, 0.05, "bfloat16") for stage in (1, 2, 3)]
 
 
 def spaces() -> dict[str, SpaceConfig]:
@@ -37,8 +43,16 @@ def spaces() -> dict[str, SpaceConfig]:
     }
 
 
-def config(stage: int, clip: float) -> TrainingConfig:
-    return TrainingConfig(zero_stage=stage, clip=clip, global_batch=ROWS * len(VOXELS), weight_decay=0.1)  # type: ignore[arg-type]
+def config(stage: int, clip: float, precision: str = "float32") -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "zero_stage": stage,
+            "clip": clip,
+            "precision": precision,
+            "global_batch": ROWS * len(VOXELS),
+            "weight_decay": 0.1,
+        }
+    )
 
 
 def fresh() -> MultiSubjectDecoder:
@@ -76,11 +90,10 @@ def batch(step: int, rank: int = 0, world: int = 1) -> tuple[dict[str, Tensor], 
 
 def losses(forward: Callable[..., Any], made: MultiSubjectDecoder, step: int, *place: int) -> LossTerms:
     responses, features, pictures = batch(step, *place)
-    kind = next(made.parameters()).dtype
-    outputs = forward({name: value.to(kind) for name, value in responses.items()})
-    return decoder_loss(
-        made, outputs, {name: value.to(kind) for name, value in features.items()}, pictures, spaces()
-    )
+    if next(made.parameters()).dtype == torch.float64:
+        responses = {name: value.double() for name, value in responses.items()}
+        features = {name: value.double() for name, value in features.items()}
+    return decoder_loss(made, forward(responses), features, pictures, spaces())
 
 
 def train(engine: Engine, first: int, last: int, *place: int) -> list[float]:
@@ -97,7 +110,7 @@ def double_gradients(world: int = 1, rank: int = 0) -> dict[str, Tensor]:
     """Loss terms and gradients averaged over ranks, in float64."""
     made = decoder().double()
     loss = losses(made, made, 0, rank, world)
-    loss.backward.backward()  # type: ignore[no-untyped-call]
+    loss.backward.backward()
     told = {f"term.{name}": value.detach().clone() for name, value in loss.terms.items()}
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None, name
@@ -113,9 +126,9 @@ def main(folder: Path, rank: int, world: int) -> None:
     place = (rank, world)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     save_file(double_gradients(world, rank), folder / f"double-{rank}.safetensors")
-    for stage, clip in CASES:
-        name = f"zero{stage}-clip{clip}"
-        engine = DeepSpeedEngine(decoder(), config(stage, clip))
+    for stage, clip, precision in CASES:
+        name = f"zero{stage}-clip{clip}-{precision}"
+        engine = DeepSpeedEngine(decoder(), config(stage, clip, precision))
         norms = train(engine, 0, MIDDLE, *place)
         model, moments = engine.model_tensors(), engine.optimiser_tensors()
         norms += train(engine, MIDDLE, STEPS, *place)
@@ -126,12 +139,23 @@ def main(folder: Path, rank: int, world: int) -> None:
         if clip:
             again = decoder()
             again.load_state_dict(model)
-            engine = DeepSpeedEngine(again, config(stage, clip))
+            engine = DeepSpeedEngine(again, config(stage, clip, precision))
             engine.load_optimiser(moments)
             train(engine, MIDDLE, STEPS, *place)
             told["resumed"] = {**engine.model_tensors(), **engine.optimiser_tensors()}
         for what, tensors in told.items():
             save_file(tensors, folder / f"{name}-{what}-{rank}.safetensors")
+    for run in json.loads((folder / "runs.json").read_text()):
+        spec = StageSpec(**{**run["spec"], "subjects": tuple(run["spec"]["subjects"])})
+        final = pretrain(spec)
+        if rank == 0:  # as if the run had been killed after its first checkpoint
+            shutil.copytree(spec.run, run["again"])
+            for path in (Path(run["again"]) / "checkpoints").iterdir():
+                if path.name != run["first"]:
+                    shutil.rmtree(path)
+        dist.barrier()
+        resumed = pretrain(replace(spec, run=run["again"]))
+        assert final.name == resumed.name
     dist.barrier()
     dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 Subjects have heads of unequal width, every rank's batch holds every subject, and pictures repeat within the batch.
 """
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmri2img.trainer.engines import AccelerateEngine
+from fmri2img import checkpoints_schema as schema
+from fmri2img.errors import InputError
+from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine
+from fmri2img.trainer.stages import StageSpec, pretrain
 
 Tensors = dict[str, Tensor]
 STAGES = [0, 1, 2, 3]
@@ -72,31 +76,81 @@ def test_weights_moments_and_norms_after_several_steps_are_those_of_one_process(
     assert min(norms) > 10 * 0.05  # so the clip is felt at every step
     truth = {**state(engine), "norms": torch.tensor(norms)}
     for rank in range(2):
-        found = load_file(two_processes / f"zero{stage}-clip{clip}-end-{rank}.safetensors")
+        found = load_file(two_processes / f"zero{stage}-clip{clip}-float32-end-{rank}.safetensors")
         assert_close(found, truth, ROUNDING)
         start_at = {name: p.detach() for name, p in processes.decoder().named_parameters()}
         moved, wanted = ({n: t[n] - p for n, p in start_at.items()} for t in (found, truth))
         assert_close(moved, wanted, 10 * ROUNDING)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, "float32"), *((stage, kind) for stage in (1, 2, 3) for kind in ("float32", "bfloat16"))],
+)
 def test_a_saved_and_loaded_engine_goes_on_as_if_it_had_not_stopped(
-    two_processes: Path, processes: ModuleType, stage: int
+    two_processes: Path, stage: int, precision: str
 ) -> None:
     for rank in range(2):
-        end = load_file(two_processes / f"zero{stage}-clip0.05-end-{rank}.safetensors")
+        name = f"zero{stage}-clip0.05-{precision}"
+        end = load_file(two_processes / f"{name}-end-{rank}.safetensors")
         end.pop("norms")
-        assert_equal(load_file(two_processes / f"zero{stage}-clip0.05-resumed-{rank}.safetensors"), end)
+        assert_equal(load_file(two_processes / f"{name}-resumed-{rank}.safetensors"), end)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_follows_float32_and_keeps_statistics_and_updates_in_float32(
+    two_processes: Path, processes: ModuleType, stage: int
+) -> None:
+    half, single = (
+        load_file(two_processes / f"zero{stage}-clip0.05-{kind}-end-0.safetensors")
+        for kind in ("bfloat16", "float32")
+    )
+    torch.testing.assert_close(half["norms"][:3], single["norms"][:3], rtol=0.02, atol=0)
+    assert torch.equal(half["branches.map.mean"], single["branches.map.mean"])
+    name = "heads.subj01.weight"
+    assert not torch.equal(half[name], half[name].bfloat16().float())
+
+
+def test_bfloat16_at_stage_0_is_refused_before_it_starts(processes: ModuleType) -> None:
+    with pytest.raises(InputError, match="use zero_stage 1, 2 or 3"):
+        DeepSpeedEngine(processes.decoder(), processes.config(0, 1.0, "bfloat16"))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_that_resume_a_pretraining_end_where_they_would_have(
+    two_processes: Path, stage: int
+) -> None:
+    for name in ("model.safetensors", "state/model.safetensors", "state/optimiser.safetensors"):
+        straight, again = (
+            (two_processes / f"{run}-{stage}" / "checkpoints" / "step-00000006" / name).read_bytes()
+            for run in ("straight", "again")
+        )
+        assert straight == again, name
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_pretraining_in_two_processes_is_pretraining_in_one(
+    two_processes: Path, tmp_path: Path, stage: int
+) -> None:
+    told = json.loads((two_processes / "runs.json").read_text())[stage - 2]["spec"]
+    spec = StageSpec(
+        **{**told, "subjects": tuple(told["subjects"]), "run": str(tmp_path), "engine": "accelerate"}
+    )
+    one = schema.load_tensors(pretrain(spec))
+    both = schema.load_tensors(two_processes / f"straight-{stage}" / "checkpoints" / "step-00000006")
+    trained = {name for name in one if not name.startswith("alignment.")}
+    # AdamW divides by the size of the gradient: where that is near 0, a rounding moves a weight by a share of the rate.
+    assert_close({n: both[n] for n in trained}, {n: one[n] for n in trained}, 1e-3)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_two_processes_saved_one_process_goes_on_with(
     two_processes: Path, processes: ModuleType, stage: int
 ) -> None:
-    middle = load_file(two_processes / f"zero{stage}-clip0.05-middle-0.safetensors")
+    middle = load_file(two_processes / f"zero{stage}-clip0.05-float32-middle-0.safetensors")
     engine = start(processes, 0.05, middle)
     processes.train(engine, processes.MIDDLE, processes.STEPS)
-    end = load_file(two_processes / f"zero{stage}-clip0.05-end-0.safetensors")
+    end = load_file(two_processes / f"zero{stage}-clip0.05-float32-end-0.safetensors")
     end.pop("norms")
     assert_close(state(engine), end, ROUNDING)
 

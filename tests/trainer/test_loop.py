@@ -20,7 +20,7 @@ from fmri2img.trainer import loop, stages
 from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.loop import check_layout
-from fmri2img.trainer.objectives import LossTerms
+from fmri2img.trainer.objectives import LossTerms, decoder_loss
 from fmri2img.trainer.stages import finetune, fit_ridge_baseline, pretrain
 from fmri2img.trainer.watch import Watch, read_records
 
@@ -75,7 +75,7 @@ def test_a_run_stopped_by_a_bad_batch_goes_on_when_the_data_are_good(
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loop.decoder_loss
+    honest = decoder_loss
 
     def overflowing(*arguments: Any) -> LossTerms:
         loss = honest(*arguments)
