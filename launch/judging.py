@@ -13,8 +13,9 @@ from fmri2img.launch.units import Made, read_made
 def judge(made_folder: Path, data: Path, settings: EvaluationSettings) -> Evaluation:
     """Evaluate a reconstruction against the pictures of its split.
 
-    Two-way identification compares predicted with true features as they are; retrieval compares the decoder's
-    retrieval directions with features centred on the training mean. Raises InputError for data it was not made from.
+    Two-way identification compares predicted with true features as they are, as the field does; retrieval, and two-way
+    identification by direction, compare the decoder's retrieval directions with features centred on the training mean.
+    Raises InputError for data it was not made from.
     """
     made, dataset = read_made(made_folder), Dataset.open(data)
     if made.job.fingerprint != dataset.fingerprint:

@@ -48,6 +48,7 @@ class TrainingConfig(Strict):
         default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
     )
     start: Literal["ridge", "random"] = "ridge"
+    head: Literal["posterior", "ridge"] = Field(default="posterior", description="how a new head is fitted")
     fits_on: Literal["pictures", "trials"] = Field(
         default="pictures",
         description="rows of closed-form fits: averages over repeats, cross-validated over pictures; or single trials, "

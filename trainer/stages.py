@@ -172,7 +172,8 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     if resumed is not None:
         load_weights(decoder, resumed.model)
     elif parent is not None:
-        fit_head(decoder, subject, _rows(material, recipe, spec, config)[subject], seed=config.seed)
+        rows = _rows(material, recipe, spec, config)[subject]
+        fit_head(decoder, subject, rows, seed=config.seed, method=config.head)
     elif config.start == "ridge":
         start_as_ridge(decoder, _rows(material, recipe, spec, config), seed=config.seed)
     if config.trainable == "head" and parent is not None:

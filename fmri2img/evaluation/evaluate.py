@@ -141,10 +141,19 @@ def _judge_space(
     centred = (candidates - centre).reshape(len(candidates), -1)
     directed = space in made.directions
     found = retrieval(pointed, centred, index, pool=settings.pool, draws=settings.draws, seed=settings.seed)
-    two_way = (pointed, centred) if directed else (predicted, candidates)
+    by_direction = {
+        f"two_way_directed_{space}": _Judged(
+            two_way_identification(pointed, centred, index),
+            f"Two-way, {space}, by direction",
+            f"Share of the {len(candidates) - 1} other pictures whose features, centred on the training mean, correlate "
+            "less with the decoder's retrieval direction than those of the picture seen.",
+            0.5,
+        )
+    }
     return {
+        **(by_direction if directed else {}),
         f"two_way_{space}": _Judged(
-            two_way_identification(*two_way, index),
+            two_way_identification(predicted, candidates, index),
             f"Two-way, {space}",
             f"Share of the {len(candidates) - 1} other pictures whose features correlate less with the "
             "prediction than those of the picture seen.",

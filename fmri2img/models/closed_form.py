@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from fmri2img.errors import InputError
-from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.decoder import Alignment, MultiSubjectDecoder
 from fmri2img.models.ridge import RidgeFit, fit_ridge
 
 
@@ -26,6 +27,7 @@ class PictureRows:
     groups: np.ndarray
 
 
+HeadMethod = Literal["posterior", "ridge"]
 MOST_FEATURES = (
     8192  # a basis of more features than this would need a (features x features) eigenproblem too large
 )
@@ -106,28 +108,99 @@ def fit_alignment(decoder: MultiSubjectDecoder, rows: Mapping[str, PictureRows],
         latents.append(head(torch.from_numpy(row.responses)).numpy())
         targets.append(_targets(decoder, row))
         groups.append(row.groups)
-    fit = fit_ridge(
-        np.concatenate(targets), np.concatenate(latents), groups=np.concatenate(groups), seed=seed
-    )
-    decoder.alignment.weight.copy_(torch.from_numpy(fit.weight))
-    decoder.alignment.bias.copy_(torch.from_numpy(fit.bias))
+    known = np.concatenate(targets)
+    fit = fit_ridge(known, np.concatenate(latents), groups=np.concatenate(groups), seed=seed)
+    alignment = decoder.alignment
+    alignment.weight.copy_(torch.from_numpy(fit.weight))
+    alignment.bias.copy_(torch.from_numpy(fit.bias))
+    expected = alignment(torch.from_numpy(known)).double()
+    alignment.mean.copy_(expected.mean(0))
+    alignment.covariance.copy_(expected.T.cov())
+    whiten, _ = _whitening(alignment.covariance.numpy())
+    moment, voxels = np.zeros((whiten.shape[1], whiten.shape[1])), 0
+    start = 0
+    for row in rows.values():
+        part = expected[start : start + len(row.groups)].numpy()
+        start += len(row.groups)
+        encoding = fit_ridge(
+            (part - alignment.mean.numpy()) @ whiten, row.responses, groups=row.groups, seed=seed
+        )
+        moment += encoding.weight.astype(np.float64) @ encoding.weight.T
+        voxels += row.responses.shape[1]
+    alignment.tuning.copy_(torch.from_numpy(whiten @ (moment / voxels) @ whiten.T))
+
+
+def _whitening(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(latent, kept) matrices: latents times the first have identity covariance; the second transposed undoes it."""
+    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
+    keep = values > values.max() * 1e-6
+    return vectors[:, keep] / np.sqrt(values[keep]), vectors[:, keep] * np.sqrt(values[keep])
 
 
 @torch.no_grad()
-def fit_head(decoder: MultiSubjectDecoder, subject: str, rows: PictureRows, *, seed: int) -> RidgeFit:
+def fit_head(
+    decoder: MultiSubjectDecoder,
+    subject: str,
+    rows: PictureRows,
+    *,
+    seed: int,
+    method: HeadMethod = "posterior",
+) -> None:
     """Fit a new subject's head so that its latents are those that the shared space expects for the pictures seen.
 
-    Ridge from voxels to `decoder.alignment(features)`; the penalty is chosen by cross-validation over pictures.
+    `ridge` regresses `decoder.alignment(features)` on the voxels. `posterior` regresses the voxels on it and inverts
+    that encoding model by Bayes' rule, with the latents of pretraining's pictures as the prior (after Naselaris et al.
+    2009, Neuron; here all Gaussian): what a few trials cannot tell comes from what pictures are like. Penalties are
+    chosen by cross-validation.
     """
-    if not decoder.alignment.fitted:
+    alignment = decoder.alignment
+    if not alignment.fitted:
         raise InputError(
-            "this checkpoint has no alignment of features to the shared latent: pretrain it again with this version, "
-            "or start the head at random with `head_start: random`"
+            "this checkpoint has no alignment of features to the shared latent: pretrain it again with this version"
         )
-    wanted = decoder.alignment(torch.from_numpy(_targets(decoder, rows))).numpy()
-    fit = fit_ridge(rows.responses, wanted, groups=rows.groups, seed=seed)
+    expected = alignment(torch.from_numpy(_targets(decoder, rows))).numpy()
+    if method == "ridge":
+        fit = fit_ridge(rows.responses, expected, groups=rows.groups, seed=seed)
+        weight, bias = fit.weight, fit.bias
+    else:
+        weight, bias = _posterior(rows, expected, alignment, seed)
     head = decoder.heads[subject]
     assert isinstance(head, nn.Linear)
-    head.weight.copy_(torch.from_numpy(fit.weight.T.copy()))
-    head.bias.copy_(torch.from_numpy(fit.bias))
-    return fit
+    head.weight.copy_(torch.from_numpy(weight.T.copy()))
+    head.bias.copy_(torch.from_numpy(bias))
+
+
+def _posterior(
+    rows: PictureRows, expected: np.ndarray, alignment: Alignment, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (voxels, latent) and bias (latent,) of the posterior mean of the latent given the responses.
+
+    In coordinates w where the prior is standard normal, responses = w A + b + noise, and a voxel's weights A are a
+    priori like those of the voxels of pretraining. The noise covariance is that of held-out residuals, halfway to its
+    diagonal, in factored form, so that the cost grows with rows, not voxels.
+    """
+    mean, tuning = alignment.mean.double().numpy(), alignment.tuning.double().numpy()
+    whiten, colour = _whitening(alignment.covariance.numpy())
+    shape = np.linalg.cholesky(
+        _lifted(colour.T @ tuning @ colour)
+    )  # a voxel's weights are shape @ standard normal
+    encoding = fit_ridge((expected - mean) @ whiten @ shape, rows.responses, groups=rows.groups, seed=seed)
+    residual = (rows.responses - encoding.held_out).astype(np.float64)
+    residual -= residual.mean(0)
+    variance = residual.var(0)
+    diagonal = 0.5 * variance + 1e-3 * variance.mean() + 1e-12
+    factor = np.sqrt(0.5 / len(residual)) * residual.T  # (voxels, rows)
+    readout = (shape @ encoding.weight).T.astype(np.float64)  # (voxels, kept)
+    scaled = factor / diagonal[:, None]
+    inner = np.linalg.solve(np.eye(len(residual)) + factor.T @ scaled, scaled.T @ readout)
+    precise = readout / diagonal[:, None] - scaled @ inner  # noise covariance inverse times readout
+    gain = np.linalg.solve(readout.T @ precise + np.eye(readout.shape[1]), precise.T)
+    weight = (colour @ gain).T
+    bias = mean - encoding.bias.astype(np.float64) @ weight
+    return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def _lifted(moment: np.ndarray) -> np.ndarray:
+    """A second moment made safely positive definite."""
+    size = len(moment)
+    return np.asarray(moment + (1e-6 * np.trace(moment) / size + 1e-12) * np.eye(size))

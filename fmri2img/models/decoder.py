@@ -90,16 +90,24 @@ class Alignment(nn.Module):
     """The shared latent expected for a picture, as a linear map from its standardised features.
 
     Fitted in closed form at the end of pretraining and stored with the decoder, it lets a new subject's head be
-    fitted without the data of the subjects that came before.
+    fitted without the data of the subjects that came before. `mean` and `covariance` are those of the expected
+    latents over the pictures of pretraining: what may be expected of a picture nobody has seen yet. `tuning` is the
+    second moment of voxels' weights on the latent: what may be expected of a voxel nobody has measured yet.
     """
 
     weight: Tensor
     bias: Tensor
+    mean: Tensor
+    covariance: Tensor
+    tuning: Tensor
 
     def __init__(self, features: int, latent: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(features, latent))
         self.register_buffer("bias", torch.zeros(latent))
+        self.register_buffer("mean", torch.zeros(latent))
+        self.register_buffer("covariance", torch.zeros(latent, latent))
+        self.register_buffer("tuning", torch.zeros(latent, latent))
 
     @property
     def fitted(self) -> bool:
