@@ -180,8 +180,10 @@ class DeepSpeedEngine:
 
         if self._plain:
             return _plain_state(self._inner, self.decoder)
-        self._link_moments()
         tensors = {COUNT: torch.tensor(float(self.updates))}
+        if not self.updates:  # moments are made at the first update
+            return tensors
+        self._link_moments()
         for name, parameter in self.decoder.named_parameters():
             for moment in MOMENTS:
                 whole = safe_get_full_optimizer_state(parameter, moment)

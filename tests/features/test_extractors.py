@@ -62,6 +62,7 @@ def test_the_order_of_captions_does_not_change_a_bit() -> None:
     assert forward.tobytes() == backward.tobytes()
 
 
+@pytest.mark.slow
 def test_every_process_makes_the_same_bytes() -> None:
     # Sets of strings have another order in every process, unless PYTHONHASHSEED says otherwise.
     script = (

@@ -129,6 +129,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     for stage, clip, precision in CASES:
         name = f"zero{stage}-clip{clip}-{precision}"
         engine = DeepSpeedEngine(decoder(), config(stage, clip, precision))
+        assert {name: float(value) for name, value in engine.optimiser_tensors().items()} == {"count": 0.0}
         norms = train(engine, 0, MIDDLE, *place)
         model, moments = engine.model_tensors(), engine.optimiser_tensors()
         norms += train(engine, MIDDLE, STEPS, *place)
