@@ -57,12 +57,15 @@ class AccelerateEngine:
 
     def __init__(self, decoder: MultiSubjectDecoder, config: TrainingConfig) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         if world_size() > 1:
             raise InputError(
                 f"AccelerateEngine trains on one device, the process group has {world_size()}: use pretrain"
             )
         mixed = "bf16" if config.precision == "bfloat16" else "no"
+        # Its precision is one for the process; a stage of another one may come after this in the same process.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed)
         self.decoder, self.optimiser = self.accelerator.prepare(decoder, _optimiser(decoder, config))
         self.clip = config.clip

@@ -181,3 +181,14 @@ def test_a_single_process_is_adamw_with_clipping(processes: ModuleType) -> None:
         optimiser.step()
         optimiser.zero_grad()
     assert_equal(engine.model_tensors(), dict(plain.state_dict()))
+
+
+def test_stages_of_two_precisions_follow_each_other_in_one_process(processes: ModuleType) -> None:
+    norms: dict[str, list[list[float]]] = {}
+    for precision in ("float32", "bfloat16", "float32"):
+        engine = AccelerateEngine(processes.decoder(), processes.config(0, 0.05, precision))
+        norms.setdefault(precision, []).append(processes.train(engine, 0, 2))
+        assert all(value.dtype == torch.float32 for value in engine.decoder.parameters())
+    assert norms["float32"][0] == norms["float32"][1]
+    assert norms["bfloat16"][0] != norms["float32"][0]
+    assert norms["bfloat16"][0] == pytest.approx(norms["float32"][0], rel=0.05)
