@@ -287,6 +287,10 @@ class Reconstruct:
         from fmri2img.launch import jobs
         from fmri2img.launch.cluster import Place
 
+        if self.workers < 0:
+            raise InputError(
+                f"--workers {self.workers}: use 0 to work in this process, or a number of workers"
+            )
         place = None
         if self.workers or self.emulate_nodes:
             place = Place(max(self.workers, self.emulate_nodes), self.emulate_nodes, self.cluster)
@@ -317,11 +321,10 @@ class Evaluate:
     """pictures in a retrieval pool"""
 
     def run(self) -> None:
-        from fmri2img.evaluation import EvaluationSettings
         from fmri2img.launch import jobs
 
         data = jobs.source_of(self.made, self.data)
-        result = jobs.evaluation(self.made, data, EvaluationSettings(pool=self.pool))
+        result = jobs.evaluation(self.made, data, pool=self.pool)
         jobs.show({self.made.name: result})
         output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
 

@@ -1,8 +1,11 @@
 """Where a job runs: this machine, several Ray nodes emulated on it, or a cluster that is already there."""
 
 import os
+import shutil
+import socket
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from fmri2img.errors import InputError
 
 WORKER = "fmri2img_worker"
 OBJECT_STORE = 200_000_000
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Place:
             )
         if self.workers < 1:
             raise InputError(f"--workers {self.workers}: a job needs at least 1")
+        if self.emulate_nodes < 0:
+            raise InputError(
+                f"--emulate-nodes {self.emulate_nodes}: start at least 1 node, or leave the flag out"
+            )
         if self.emulate_nodes and self.workers % self.emulate_nodes:
             raise InputError(
                 f"--workers {self.workers} on --emulate-nodes {self.emulate_nodes}: every node gets as many workers, "
@@ -38,53 +46,116 @@ class Place:
 
 @contextmanager
 def cluster(place: Place) -> Iterator[None]:
-    """Connect to Ray at the place and, when it was started for this job, stop it at the end."""
+    """Connect to Ray at the place and, when it was started for this job, stop it at the end with all it left on disk.
+
+    What is started here listens on the loopback address only. Token authentication is as Ray has it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    if place.address is None:
+        # The name is historic: 0 makes Ray take the loopback address for its own, as it does on those systems.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if place.address is not None:
-        ray.init(address=place.address, **quiet)
-        stop = ray.shutdown
-    elif place.emulate_nodes:
-        stop = _emulate(place, quiet)
-    else:
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, place.workers + 1),
-            resources={WORKER: float(place.workers)},
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            **quiet,
-        )
-        stop = ray.shutdown
+        _join(place.address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    with _temporary() as folder:
+        stop = _emulate(place, folder) if place.emulate_nodes else _single(place, folder)
+        try:
+            yield
+        finally:
+            stop()
+
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _join(address: str) -> None:
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        yield
+        if host and port.isdigit():
+            socket.create_connection(
+                (host, int(port)), timeout=10
+            ).close()  # Ray itself would try for minutes
+        ray.init(address=address, **QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--cluster {address}: no Ray cluster answers there ({type(error).__name__}): start one with "
+            "`ray start --head`, or leave the flag out to work on this machine"
+        ) from error
+
+
+@contextmanager
+def _temporary() -> Iterator[str]:
+    """A folder for Ray's sockets and logs. Its path is short, because a socket's path may have 107 bytes."""
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 24 else "/tmp"
+    folder = tempfile.mkdtemp(prefix="fmri2img-", dir=short)
+    try:
+        yield folder
     finally:
-        stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _emulate(place: Place, quiet: dict[str, Any]) -> Any:
+def _single(place: Place, folder: str) -> Callable[[], None]:
+    return _head(folder, max(os.cpu_count() or 1, place.workers + 1), {WORKER: float(place.workers)})
+
+
+def _emulate(place: Place, folder: str) -> Callable[[], None]:
     """A head without workers and `emulate_nodes` nodes with an equal share of them, all on this machine."""
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **node})
+    stop_head = _head(folder, 1, {})
+    nodes = Cluster()
+    nodes.head_node = ray._private.worker.global_worker.node
+    nodes.redis_address = None
     each = place.workers // place.emulate_nodes
-    for _ in range(place.emulate_nodes):
-        nodes.add_node(num_cpus=each, resources={WORKER: float(each)}, object_store_memory=OBJECT_STORE)
-    ray.init(address=nodes.address, **quiet)
 
     def stop() -> None:
-        ray.shutdown()
-        nodes.shutdown()
+        for node in list(nodes.worker_nodes):
+            nodes.remove_node(node)
+        stop_head()
 
+    try:
+        for _ in range(place.emulate_nodes):
+            nodes.add_node(
+                num_cpus=each,
+                resources={WORKER: float(each)},
+                include_dashboard=False,
+                node_ip_address=LOOPBACK,
+                temp_dir=folder,
+                object_store_memory=OBJECT_STORE,
+            )
+    except BaseException:
+        stop()
+        raise
     return stop
+
+
+def _head(folder: str, cpus: int, resources: dict[str, float]) -> Callable[[], None]:
+    import ray
+
+    ray.init(
+        num_cpus=cpus,
+        resources=resources,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE,
+        _node_ip_address=LOOPBACK,
+        _temp_dir=folder,
+        **QUIET,
+    )
+    return ray.shutdown
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -13,11 +13,12 @@ from fmri2img.config import load_recipe
 from fmri2img.console import output, stage
 from fmri2img.datasets import Dataset, build_dataset
 from fmri2img.errors import InputError
-from fmri2img.evaluation import Evaluation, EvaluationSettings, difference
+from fmri2img.evaluation import Evaluation, difference
 from fmri2img.files import write_json
 from fmri2img.launch import jobs
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.features import cache_features
+from fmri2img.launch.folders import check_folder
 from fmri2img.launch.reporting import write_run_report
 from fmri2img.simulation import Simulation, SimulationSpec
 
@@ -99,9 +100,7 @@ def run_demo(out: Path, *, seed: int, size: Literal["full", "small"]) -> dict[st
                 jobs.reconstruction(out / folder, data, made, place=place, subjects=(NEW,), split="test")
     with _timed(seconds, "evaluation and report"):
         results = {
-            method: jobs.evaluation(
-                out / "reconstructions" / folder, data, EvaluationSettings(pool=chosen.pool)
-            )
+            method: jobs.evaluation(out / "reconstructions" / folder, data, pool=chosen.pool)
             for method, folder in FOLDERS.items()
         }
         _report(out, data, dataset, others)
@@ -113,6 +112,7 @@ def run_demo(out: Path, *, seed: int, size: Literal["full", "small"]) -> dict[st
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
+    check_folder(out, ("demo.json",), what="demo")
     path = out / "demo.json"
     if path.exists():
         was = json.loads(path.read_text())
@@ -121,8 +121,6 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
                 f"{out} holds a demo of {was}, asked for is {identity}: give another --out or remove it"
             )
         return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no demo: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
 

@@ -5,19 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from fmri2img import checkpoints_schema as schema
 from fmri2img.console import Tell, output, stage
 from fmri2img.datasets import Dataset
-from fmri2img.errors import InputError
+from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings
 from fmri2img.files import write_json
 from fmri2img.launch.cluster import Place
+from fmri2img.launch.folders import check_folder
 from fmri2img.launch.judging import judge
-from fmri2img.launch.pretraining import launch_pretraining
+from fmri2img.launch.pretraining import WORKERS, launch_pretraining
 from fmri2img.launch.reconstruction import launch_reconstruction
-from fmri2img.launch.units import plan_job
+from fmri2img.launch.units import flag_error, plan_job
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline
-from fmri2img.trainer.watch import Record
+from fmri2img.trainer.watch import METRICS, Record
 
 SOURCE = "source.json"
 EVALUATION = "metrics.json"
@@ -30,10 +34,23 @@ def chosen_subjects(dataset: Dataset, subjects: Sequence[str], hold_out: Sequenc
         raise InputError(
             f"{dataset.path} has no {', '.join(unknown)}: its subjects are {', '.join(dataset.subjects)}"
         )
+    twice = sorted({s for s in subjects if list(subjects).count(s) > 1})
+    if twice:
+        raise InputError(f"--subjects names {', '.join(twice)} more than once: name every subject once")
     chosen = tuple(s for s in subjects or dataset.subjects if s not in set(hold_out))
     if not chosen:
         raise InputError(f"holding out {', '.join(hold_out)} leaves no subject to train on: hold out fewer")
     return chosen
+
+
+def check_run_folder(out: Path, *, kind: Literal["decoder", "ridge"]) -> None:
+    """Raise InputError when `out` cannot be the folder of a run, or holds a run of the other kind."""
+    check_folder(out, ("checkpoints", METRICS, WORKERS), what="run")
+    found = schema.find_latest(out)
+    if found is not None and found.manifest.kind != kind:
+        raise InputError(
+            f"{out} holds a run that made a {found.manifest.kind}, not a {kind}: give another --out"
+        )
 
 
 def listener(tell: Tell) -> Any:
@@ -51,6 +68,7 @@ def pretraining(
     recipe: Recipe, data: Path, out: Path, *, subjects: tuple[str, ...], place: Place, wandb: bool = False
 ) -> Path:
     """Pretrain with progress; returns the checkpoint."""
+    check_run_folder(out, kind="decoder")
     spec = StageSpec(recipe.model_dump(mode="json"), str(data), subjects, str(out), wandb=wandb)
     with stage(f"Pretraining on {', '.join(subjects)}", "steps") as tell:
         return launch_pretraining(spec, place, listener=listener(tell))
@@ -68,8 +86,13 @@ def finetuning(
 ) -> Path:
     """Finetune, or fit a baseline, with progress; returns the checkpoint."""
     parent = str(start) if isinstance(start, Path) else None
-    if sessions is not None and sessions < 1:
-        raise InputError(f"--sessions {sessions}: use at least 1, the first session")
+    check_run_folder(out, kind="ridge" if start == "ridge" else "decoder")
+    dataset = Dataset.open(data)
+    if subject not in dataset.subjects:
+        raise InputError(f"{data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
+    most = max(dataset.manifest.subjects[subject].sessions)
+    if sessions is not None and not 1 <= sessions <= most:
+        raise InputError(f"--sessions {sessions}: {subject} has sessions 1 to {most}, use one of these")
     chosen = None if sessions is None else tuple(range(1, sessions + 1))
     spec = StageSpec(recipe.model_dump(mode="json"), str(data), (subject,), str(out), chosen, parent, wandb)
     how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
@@ -92,22 +115,36 @@ def reconstruction(
     return path
 
 
-def evaluation(made: Path, data: Path, settings: EvaluationSettings) -> Evaluation:
-    """Evaluate and write `metrics.json` beside the reconstruction."""
+def evaluation(made: Path, data: Path, **settings: Any) -> Evaluation:
+    """Evaluate, with the fields of `EvaluationSettings`, and write `metrics.json` beside the reconstruction."""
+    try:
+        how = EvaluationSettings(**settings)
+    except ValidationError as error:
+        raise flag_error(error) from error
     with stage(f"Evaluating {made}", "pictures"):
-        result = judge(made, data, settings)
+        result = judge(made, data, how)
     result.write(made / EVALUATION)
     return result
 
 
 def source_of(made: Path, data: Path | None) -> Path:
     """The data set that a reconstruction was made from, as given or as noted when it was made."""
+    if not made.is_dir():
+        raise InputError(f"there is no folder {made}: give the folder of a reconstruction")
     if data is not None:
         return data
     path = made / SOURCE
     if not path.is_file():
         raise InputError(f"{made} does not say which data it was made from: pass --data, the data set folder")
-    return Path(json.loads(path.read_text())["data"])
+    try:
+        noted = Path(json.loads(path.read_bytes())["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} is damaged: pass --data, the data set folder") from error
+    if not noted.is_dir():
+        raise InputError(
+            f"{made} was made from {noted}, which is not there any more: pass --data, where it is now"
+        )
+    return noted
 
 
 def show(evaluations: dict[str, Evaluation]) -> None:

@@ -1,17 +1,23 @@
 """From a finished reconstruction to scores: read what was made and what was seen, and evaluate it."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fmri2img.datasets import Dataset, Samples
+from fmri2img.datasets.samples import concatenate
 from fmri2img.errors import InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings, Reconstructions, Truth, evaluate
 from fmri2img.launch.units import Made, read_made
 
+Candidates = Literal["split", "subject"]
 
-def judge(made_folder: Path, data: Path, settings: EvaluationSettings) -> Evaluation:
-    """Evaluate a reconstruction against the pictures of its split.
+
+def judge(
+    made_folder: Path, data: Path, settings: EvaluationSettings, *, candidates: Candidates = "split"
+) -> Evaluation:
+    """Evaluate a reconstruction against the pictures of its split, or against all that the subject saw.
 
     Two-way identification compares predicted with true features as they are, as the field does; retrieval, and two-way
     identification by direction, compare the decoder's retrieval directions with features centred on the training mean.
@@ -27,8 +33,9 @@ def judge(made_folder: Path, data: Path, settings: EvaluationSettings) -> Evalua
             f"{made_folder} holds {', '.join(made.job.subjects)}: evaluate one subject at a time, "
             "reconstruct with --subject"
         )
-    table = dataset.samples(made.job.subjects[0], made.job.split)
-    return evaluate(_made(made), _truth(dataset, table, made), settings)
+    splits = (made.job.split,) if candidates == "split" else tuple(dataset.splits)
+    tables = [dataset.samples(made.job.subjects[0], split) for split in splits]
+    return evaluate(_made(made), _truth(dataset, tables, made), settings)
 
 
 def _made(made: Made) -> Reconstructions:
@@ -42,7 +49,8 @@ def _made(made: Made) -> Reconstructions:
     )
 
 
-def _truth(dataset: Dataset, table: Samples, made: Made) -> Truth:
+def _truth(dataset: Dataset, tables: list[Samples], made: Made) -> Truth:
+    table = concatenate(tables[0].subject, tables)
     rows = np.unique(table.nsd_id, return_index=True)[1]
     features = {name: dataset.read_features(table, rows, name) for name in made.job.spaces}
     centres = {name: dataset.feature_statistics(name)[0] for name in made.job.spaces}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -11,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from fmri2img import checkpoints_schema as schema
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.console import output
+from fmri2img.errors import Fmri2imgError
 from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
+from fmri2img.trainer.collectives import gather_objects, rank
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.loop import check_layout
 from fmri2img.trainer.stages import StageSpec, open_material, pretrain
 from fmri2img.trainer.state import find_resumable
-from fmri2img.trainer.watch import METRICS, Record
+from fmri2img.trainer.watch import METRICS, Record, read_records
+
+WORKERS = "workers.jsonl"
 
 
 def launch_pretraining(
@@ -44,6 +50,26 @@ def launch_pretraining(
 
 
 def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
+    """Train to the end, with new workers when one died. What we raised ourselves would only be raised again."""
+    for left in range(max_failures, -1, -1):
+        try:
+            return _attempt(spec, place)
+        except Fmri2imgError:
+            raise
+        except Exception as error:
+            ours = _ours(error)
+            if ours is not None:
+                raise ours from error
+            if not left:
+                raise Fmri2imgError(
+                    f"{_plain(error)}; the same command goes on from the last checkpoint"
+                ) from error
+            output().print(
+                f"  {_plain(error)}: starting workers again from the last checkpoint", markup=False
+            )
+
+
+def _attempt(spec: StageSpec, place: Place) -> None:
     import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -62,14 +88,14 @@ def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
         run_config=RunConfig(
             name="pretraining",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(
+                max_failures=0
+            ),  # `_fit` decides, since Ray cannot tell whose error it is
             worker_runtime_env={"env_vars": worker_environment(threads=1)},  # type: ignore[call-arg]  # mypy sees Ray's old class
         ),
     )
     try:
         trainer.fit()
-    except Exception as error:
-        raise _plain(error) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -78,25 +104,43 @@ def _worker(config: dict[str, Any]) -> None:
     leave_source_tree()
     for key in ("subjects", "sessions"):
         config[key] = None if config[key] is None else tuple(config[key])
-    pretrain(StageSpec(**config))
+    spec = StageSpec(**config)
+    _note_workers(Path(spec.run))
+    pretrain(spec)
 
 
-def _plain(error: BaseException) -> Fmri2imgError:
-    """The error that a worker raised, without Ray's wrapping."""
+def _note_workers(run: Path) -> None:
+    """Add a line to the run's `workers.jsonl`: who trains from now on, on which node. One line a start."""
+    import ray
+
+    own = {
+        "rank": rank(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    workers = gather_objects(own)
+    if rank() == 0:
+        with open(run / WORKERS, "a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "workers": workers}) + "\n")
+
+
+def _plain(error: BaseException) -> str:
+    """What happened, without Ray's wrapping: the first worker's part of it where it was a worker."""
     failures = getattr(error, "worker_failures", None) or {}
     for number, cause in sorted(failures.items()):
-        inner = _ours(cause)
-        if inner is not None:
-            return inner
-        return Fmri2imgError(
-            f"worker {number} failed: {_last_line(cause)}; the same command goes on from the last checkpoint"
-        )
-    return Fmri2imgError(
-        f"training failed: {_last_line(error)}; the same command goes on from the last checkpoint"
-    )
+        return f"worker {number} failed: {_last_line(cause)}"
+    return f"training failed: {_last_line(error)}"
 
 
-def _ours(error: BaseException | None) -> Fmri2imgError | None:
+def _ours(error: BaseException) -> Fmri2imgError | None:
+    """Our own error among those of all workers. One that tells of another rank's comes last."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    found = [ours for _, cause in sorted(failures.items()) if (ours := _inner(cause)) is not None]
+    return min(found, key=lambda ours: str(ours).startswith("rank "), default=None)
+
+
+def _inner(error: BaseException | None) -> Fmri2imgError | None:
     while error is not None:
         if isinstance(error, Fmri2imgError):
             return type(error)(str(error).splitlines()[-1]) if "\n" in str(error) else error
@@ -128,17 +172,13 @@ class _following:
             self.thread.join()
 
     def _follow(self) -> None:
-        seen = 0.0
+        seen = self.started - 1
         while True:
             last = self.done.wait(0.5)
-            if self.path.exists():
-                for line in self.path.read_text().split("\n")[:-1]:
-                    record = json.loads(line)
-                    if record["time"] > max(seen, self.started - 1) and self.listener is not None:
-                        self.listener(record)
-                        seen = record["time"]
+            fresh = [record for record in read_records(self.path.parent) if record["time"] > seen]
+            for record in fresh:
+                if self.listener is not None:
+                    self.listener(record)
+                seen = max(seen, record["time"])
             if last:
                 return
-
-
-__all__ = ["InputError", "launch_pretraining"]

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.errors import DamageError, Fmri2imgError, InputError
 from fmri2img.files import write_json
 from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
+from fmri2img.launch.folders import check_folder
 from fmri2img.launch.units import ReconstructionJob, Reconstructor, items_of, merge, unit_problem, units_of
 
 Progress = Callable[[int, int], None]
@@ -60,13 +63,16 @@ class _Told:
 
 def _claim(out: Path, job: ReconstructionJob) -> None:
     """Write the job's identity into a new folder, or check that the folder is this job's."""
+    check_folder(out, ("job.json",), what="reconstruction")
     path = out / "job.json"
     if path.exists():
-        if ReconstructionJob.model_validate_json(path.read_bytes()) != job:
+        try:
+            same = ReconstructionJob.model_validate_json(path.read_bytes()) == job
+        except ValidationError as error:
+            raise DamageError(f"{path} is damaged: remove {out} and reconstruct again") from error
+        if not same:
             raise InputError(f"{out} holds another reconstruction (see {path}): give another --out")
         return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no reconstruction: give another --out")
     (out / "units").mkdir(parents=True, exist_ok=True)
     write_json(path, job.model_dump(mode="json"))
 

@@ -22,6 +22,7 @@ from fmri2img.evaluation.report import (
     write_report,
 )
 from fmri2img.files import sha256_file
+from fmri2img.launch.folders import check_file
 from fmri2img.launch.judging import seen_pictures
 from fmri2img.launch.units import Made, read_made
 from fmri2img.trainer.watch import read_records
@@ -43,6 +44,7 @@ def write_run_report(
     `runs` names further run folders whose curves belong in it. Raises InputError when one is not evaluated, or when
     they are of different pictures.
     """
+    check_file(out)
     dataset = Dataset.open(data)
     results = {name: Evaluation.read(path / "metrics.json") for name, path in made.items()}
     pictures = {name: read_made(path) for name, path in made.items()}
@@ -142,7 +144,7 @@ def _source(made: Path) -> Path | None:
     path = made / "source.json"
     if not path.is_file():
         return None
-    checkpoint = Path(json.loads(path.read_text())["checkpoint"])
+    checkpoint = Path(json.loads(path.read_bytes())["checkpoint"])
     run = checkpoint.parent.parent if schema.parse_step(checkpoint.name) is not None else checkpoint
     return run if run.is_dir() else None
 

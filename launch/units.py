@@ -7,7 +7,8 @@ manifest.json                written last: every item with its file, once
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from fmri2img import checkpoints_schema as schema
@@ -64,24 +65,42 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
     found = schema.resolve(checkpoint)
     dataset = Dataset.open(data)
     subjects = list(subjects) or [name for name in found.manifest.subjects if name in dataset.subjects]
+    twice = sorted({name for name in subjects if subjects.count(name) > 1})
+    if twice:
+        raise InputError(f"--subjects names {', '.join(twice)} more than once: name every subject once")
     absent = [name for name in subjects if name not in dataset.subjects]
     if absent or not subjects:
         raise InputError(
             f"{data} has {', '.join(dataset.subjects)}, not {', '.join(absent) or ', '.join(found.manifest.subjects)}: "
-            "pass --subject with one that both the data and the checkpoint have"
+            "pass --subjects with one that both the data and the checkpoint have"
         )
     schema.check_subjects(
-        found.manifest, {s: dataset.voxels(s) for s in subjects}, checkpoint=str(checkpoint)
+        found.manifest,
+        {s: dataset.voxels(s) for s in subjects},
+        checkpoint=str(checkpoint),
+        flag="--subjects",
     )
     recipe = recipe_of(found.path)
-    return ReconstructionJob(
-        checkpoint=sha256_file(found.path / schema.MANIFEST_NAME),
-        fingerprint=dataset.fingerprint,
-        subjects=list(subjects),
-        generator=recipe.generator.model_dump(mode="json"),
-        spaces=sorted(recipe.spaces),
-        **settings,
-    )
+    try:
+        job = ReconstructionJob(
+            checkpoint=sha256_file(found.path / schema.MANIFEST_NAME),
+            fingerprint=dataset.fingerprint,
+            subjects=list(subjects),
+            generator=recipe.generator.model_dump(mode="json"),
+            spaces=sorted(recipe.spaces),
+            **settings,
+        )
+    except ValidationError as error:
+        raise flag_error(error) from error
+    items_of(job, dataset)
+    return job
+
+
+def flag_error(error: ValidationError) -> InputError:
+    """One sentence about the first flag whose value a settings class refuses."""
+    first = error.errors(include_url=False)[0]
+    rule = first["msg"].replace("Input should be", "must be", 1)
+    return InputError(f"--{'-'.join(map(str, first['loc']))} {first['input']}: it {rule}")
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -137,8 +156,9 @@ class Reconstructor:
             if not unit_problem(self.out, self.job, number, items):
                 return len(items)
             _set_aside(final)
-        features, retrieval = self._predict(items)
-        pictures = self._generate(items, features)
+        with _one_thread():
+            features, retrieval = self._predict(items)
+            pictures = self._generate(items, features)
         with staged_folder(final) as staging:
             names = []
             for item, picture in zip(items, pictures, strict=True):
@@ -188,6 +208,17 @@ class Reconstructor:
         return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads differ in their last bits from those of one, and workers have other numbers of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def unit_problem(out: Path, job: ReconstructionJob, number: int, items: Sequence[Item]) -> str | None:
     """Why a unit is not done, or None when every byte of it is as it was written."""
     folder = unit_path(out, number)
@@ -213,13 +244,14 @@ def merge(out: Path, job: ReconstructionJob, dataset: Dataset) -> Path:
     Raises DamageError that names the first unit that is missing or damaged.
     """
     items = items_of(job, dataset)
-    listed = []
+    listed, predictions = [], {}
     for number in range(units_of(job, items)):
         part = items[number * job.batch : (number + 1) * job.batch]
         problem = unit_problem(out, job, number, part)
         if problem:
             raise DamageError(f"{unit_path(out, number)}: {problem}; run the same command again to remake it")
         files = json.loads((unit_path(out, number) / "unit.json").read_text())["files"]
+        predictions[f"units/unit-{number:05d}/predictions.safetensors"] = files["predictions.safetensors"]
         for item in part:
             file = f"{item.key}.png"
             listed.append(
@@ -239,9 +271,13 @@ def merge(out: Path, job: ReconstructionJob, dataset: Dataset) -> Path:
     stray = [name for name in stray if not name.startswith(".")]
     if stray:
         raise DamageError(f"{out / 'units'} holds {', '.join(stray)}, which the job does not make: remove it")
-    write_json(
-        out / "manifest.json", {"schema_version": 1, "job": job.model_dump(mode="json"), "items": listed}
-    )
+    told = {
+        "schema_version": 1,
+        "job": job.model_dump(mode="json"),
+        "items": listed,
+        "predictions": predictions,
+    }
+    write_json(out / "manifest.json", told)
     return out / "manifest.json"
 
 
@@ -266,16 +302,19 @@ def read_made(out: Path) -> Made:
     path = out / "manifest.json"
     if not path.is_file():
         raise InputError(f"{out} holds no finished reconstruction: run `fmri2img reconstruct` first")
-    told = json.loads(path.read_text())
-    job = ReconstructionJob.model_validate(told["job"])
-    pictures = []
-    for item in told["items"]:
-        file = out / item["file"]
-        if not file.is_file() or sha256_file(file) != item["sha256"]:
-            raise DamageError(f"{file} is missing or changed: run `fmri2img reconstruct` again to remake it")
-        pictures.append(np.asarray(Image.open(file).convert("RGB")))
-    units = sorted({item["file"].rsplit("/", 1)[0] for item in told["items"]})
-    parts = [load_file(out / unit / "predictions.safetensors") for unit in units]
+    try:
+        told = json.loads(path.read_bytes())
+        job = ReconstructionJob.model_validate(told["job"])
+        files = {item["file"]: item["sha256"] for item in told["items"]} | told["predictions"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} is damaged: run `fmri2img reconstruct` again to remake it") from error
+    for name, digest in files.items():
+        if not (out / name).is_file() or sha256_file(out / name) != digest:
+            raise DamageError(
+                f"{out / name} is missing or changed: run `fmri2img reconstruct` again to remake it"
+            )
+    pictures = [np.asarray(Image.open(out / item["file"]).convert("RGB")) for item in told["items"]]
+    parts = [load_file(out / name) for name in sorted(told["predictions"])]
     joined = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     features = {n.removeprefix("features."): v for n, v in joined.items() if n.startswith("features.")}
     retrieval = {n.removeprefix("retrieval."): v for n, v in joined.items() if n.startswith("retrieval.")}
