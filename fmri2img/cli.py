@@ -39,6 +39,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         _failed(error, "stopped by the keyboard: the same command goes on from what is done", 130)
         return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        return _failed(stop, _STOPPED, StoppedError.exit_code)  # Ray's handler of SIGTERM, while it runs
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         way_out = "mend that and run the same command again, it goes on from what is done"
@@ -46,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+_STOPPED = "stopped by SIGTERM: the same command goes on from what is done"
 _DESCRIPTION = "Train decoders that turn a person's brain activity (fMRI) back into the picture they saw."
 
 
@@ -79,7 +84,7 @@ def _wide() -> Iterator[None]:
 
 def _terminated(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise StoppedError("stopped by SIGTERM: the same command goes on from what is done")
+    raise StoppedError(_STOPPED)
 
 
 def _failed(error: BaseException, message: str, code: int) -> int:
@@ -91,7 +96,8 @@ def _failed(error: BaseException, message: str, code: int) -> int:
 
 def _one_line(box: str, arguments: Sequence[str]) -> str:
     """tyro draws its messages in a box over several lines; scripts and logs want one: what is wrong, where to look."""
-    lines = [re.sub(r"[─-╿]+", " ", line).strip() for line in box.splitlines()]
+    drawn = r"[─-╿]+|-{3,}|^\s*[|+]|[|+]\s*$"  # where the terminal knows no boxes, they are of -, | and +
+    lines = [re.sub(drawn, " ", line).strip() for line in box.splitlines()]
     lines = [line for line in lines if line]
     text = "\n".join(lines)
     parts = []

@@ -28,8 +28,8 @@ def launch_reconstruction(
 ) -> Path:
     """Make the units that are not there yet and merge them; returns the manifest's path.
 
-    `place` None works in this process. Raises InputError when `out` holds another job, Fmri2imgError when a unit failed
-    on two workers, after all others were made.
+    `place` None works in this process. Raises InputError when `out` holds another job, Fmri2imgError when units failed,
+    on two workers each where there are workers, after all others were made.
     """
     checkpoint, data, out = schema.resolve(checkpoint).path.resolve(), data.resolve(), out.resolve()
     dataset = Dataset.open(data)
@@ -41,14 +41,19 @@ def launch_reconstruction(
     done = sum(len(parts[n]) for n in range(count) if n not in set(missing))
     progress(done, len(items))
     told = _Told(progress, done, len(items))
+    failed: dict[int, str] = {}
     if missing and place is None:
-        worker = Reconstructor(job, checkpoint, data, out)
-        for number in missing:
-            told.add(worker.make(number))
+        failed = _alone(job, checkpoint, data, out, missing, told)
     elif missing:
         assert place is not None
         with cluster(place):
-            _spread(job, checkpoint, data, out, missing, place, told)
+            failed = _spread(job, checkpoint, data, out, missing, place, told)
+    if failed:
+        number, text = min(failed.items())
+        raise Fmri2imgError(
+            f"{len(failed)} of {len(missing)} units failed, the first is unit {number}: {text} "
+            "The others are done, the same command tries these again"
+        )
     return merge(out, job, dataset)
 
 
@@ -77,6 +82,20 @@ def _claim(out: Path, job: ReconstructionJob) -> None:
     write_json(path, job.model_dump(mode="json"))
 
 
+def _alone(
+    job: ReconstructionJob, checkpoint: Path, data: Path, out: Path, missing: list[int], told: _Told
+) -> dict[int, str]:
+    """Make units in this process. Returns why units failed."""
+    worker = Reconstructor(job, checkpoint, data, out)
+    failed: dict[int, str] = {}
+    for number in missing:
+        try:
+            told.add(worker.make(number))
+        except DamageError as error:
+            failed[number] = str(error)
+    return failed
+
+
 class _Remote:
     """A `Reconstructor` in a Ray worker."""
 
@@ -97,8 +116,11 @@ def _spread(
     missing: list[int],
     place: Place,
     told: _Told,
-) -> None:
-    """Hand units to whoever is free. A unit that fails is tried once more on a new worker, then reported."""
+) -> dict[int, str]:
+    """Hand units to whoever is free. A unit that fails is tried once more on a new worker.
+
+    Returns why units failed twice.
+    """
     import ray
     import torch
 
@@ -136,9 +158,4 @@ def _spread(
                 waiting.append((number, 1))
             else:
                 failed[number] = text
-    if failed:
-        number, text = min(failed.items())
-        raise Fmri2imgError(
-            f"{len(failed)} of {len(missing)} units failed twice, the first is unit {number}: {text}; "
-            "the others are done, the same command tries these again"
-        )
+    return failed
