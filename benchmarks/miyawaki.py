@@ -7,8 +7,10 @@ its training, finetune S2 from S1, who has seen them; identification is between 
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -124,7 +126,7 @@ def main() -> None:
     for seed in arguments.seeds:
         values = [f"pretraining.seed={seed}", f"finetuning.seed={seed}"]
         recipe = load_recipe(str(EXAMPLES / "miyawaki2008-recipe.yaml"), values=values)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
             runs = leave_runs_out(arguments.root, Path(folder) / "runs", recipe)
             shapes = leave_shapes_out(arguments.root, Path(folder) / "shapes", recipe)
         for subject, scores in runs.items():

@@ -118,7 +118,7 @@ def _one_line(box: str, arguments: Sequence[str]) -> str:
         wanted = "a whole number" if value[2] == "int" else "a number"
         parts.append(f"{value[1]} {value[3]}: the value must be {wanted}")
     if choice := re.search(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", text):
-        allowed = [word for word in re.findall(r"'(.*?)'", choice[3]) if word != "None"]
+        allowed = sorted(word for word in re.findall(r"'(.*?)'", choice[3]) if word != "None")
         parts.append(f"{choice[2]} {choice[1]}: use one of {', '.join(allowed)}")
     if empty := re.search(r"Missing value for argument '(.*?)'", text):
         parts.append(f"{empty[1]} needs a value")

@@ -125,6 +125,11 @@ def _note_workers(run: Path) -> None:
             file.write(json.dumps({"time": round(time.time(), 3), "workers": workers}) + "\n")
 
 
+def read_workers(run: Path) -> list[list[dict[str, Any]]]:
+    """Who trained, start after start: rank, node, host and process id of every worker."""
+    return [json.loads(line)["workers"] for line in (run / WORKERS).read_text().splitlines()]
+
+
 def _plain(error: BaseException) -> str:
     """What happened, without Ray's wrapping: the first worker's part of it where it was a worker."""
     failures = getattr(error, "worker_failures", None) or {}
