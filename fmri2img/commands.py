@@ -319,12 +319,14 @@ class Evaluate:
     """the data set folder; where the reconstruction was made from otherwise"""
     pool: int = 300
     """pictures in a retrieval pool"""
+    candidates: Literal["split", "subject"] = "split"
+    """identify among the pictures of the split, or among all that the subject saw"""
 
     def run(self) -> None:
         from fmri2img.launch import jobs
 
         data = jobs.source_of(self.made, self.data)
-        result = jobs.evaluation(self.made, data, pool=self.pool)
+        result = jobs.evaluation(self.made, data, candidates=self.candidates, pool=self.pool)
         jobs.show({self.made.name: result})
         output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
 

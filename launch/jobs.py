@@ -15,7 +15,7 @@ from fmri2img.evaluation import Evaluation, EvaluationSettings
 from fmri2img.files import write_json
 from fmri2img.launch.cluster import Place
 from fmri2img.launch.folders import check_folder
-from fmri2img.launch.judging import judge
+from fmri2img.launch.judging import Candidates, judge
 from fmri2img.launch.pretraining import WORKERS, launch_pretraining
 from fmri2img.launch.reconstruction import launch_reconstruction
 from fmri2img.launch.units import flag_error, plan_job
@@ -115,14 +115,14 @@ def reconstruction(
     return path
 
 
-def evaluation(made: Path, data: Path, **settings: Any) -> Evaluation:
+def evaluation(made: Path, data: Path, *, candidates: Candidates = "split", **settings: Any) -> Evaluation:
     """Evaluate, with the fields of `EvaluationSettings`, and write `metrics.json` beside the reconstruction."""
     try:
         how = EvaluationSettings(**settings)
     except ValidationError as error:
         raise flag_error(error) from error
     with stage(f"Evaluating {made}", "pictures"):
-        result = judge(made, data, how)
+        result = judge(made, data, how, candidates=candidates)
     result.write(made / EVALUATION)
     return result
 
