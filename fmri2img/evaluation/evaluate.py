@@ -145,8 +145,8 @@ def _judge_space(
         f"two_way_directed_{space}": _Judged(
             two_way_identification(pointed, centred, index),
             f"Two-way, {space}, by direction",
-            f"Share of the {len(candidates) - 1} other pictures whose features, centred on the training mean, correlate "
-            "less with the decoder's retrieval direction than those of the picture seen.",
+            f"Share of the {len(candidates) - 1} other pictures whose features, centred on the training mean, "
+            "correlate less with the decoder's retrieval direction than those of the picture seen.",
             0.5,
         )
     }

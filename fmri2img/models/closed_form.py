@@ -182,7 +182,7 @@ def _posterior(
     mean, tuning = alignment.mean.double().numpy(), alignment.tuning.double().numpy()
     whiten, colour = _whitening(alignment.covariance.numpy())
     shape = np.linalg.cholesky(
-        _lifted(colour.T @ tuning @ colour)
+        _halfway(colour.T @ tuning @ colour)
     )  # a voxel's weights are shape @ standard normal
     encoding = fit_ridge((expected - mean) @ whiten @ shape, rows.responses, groups=rows.groups, seed=seed)
     residual = (rows.responses - encoding.held_out).astype(np.float64)
@@ -200,7 +200,7 @@ def _posterior(
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
-def _lifted(moment: np.ndarray) -> np.ndarray:
-    """A second moment made safely positive definite."""
+def _halfway(moment: np.ndarray) -> np.ndarray:
+    """A second moment halfway to the isotropic one of equal trace: few pictures or subjects tell it badly."""
     size = len(moment)
-    return np.asarray(moment + (1e-6 * np.trace(moment) / size + 1e-12) * np.eye(size))
+    return np.asarray(0.5 * moment + (0.5 * np.trace(moment) / size + 1e-12) * np.eye(size))
