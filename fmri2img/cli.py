@@ -39,10 +39,6 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         _failed(error, "stopped by the keyboard: the same command goes on from what is done", 130)
         return 130
-    except SystemExit as stop:
-        if stop.code != signal.SIGTERM:
-            raise
-        return _failed(stop, _STOPPED, StoppedError.exit_code)  # Ray's handler of SIGTERM, while it runs
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         way_out = "mend that and run the same command again, it goes on from what is done"
@@ -50,7 +46,6 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-_STOPPED = "stopped by SIGTERM: the same command goes on from what is done"
 _DESCRIPTION = "Train decoders that turn a person's brain activity (fMRI) back into the picture they saw."
 
 
@@ -84,7 +79,7 @@ def _wide() -> Iterator[None]:
 
 def _terminated(signum: int, frame: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise StoppedError(_STOPPED)
+    raise StoppedError("stopped by SIGTERM: the same command goes on from what is done")
 
 
 def _failed(error: BaseException, message: str, code: int) -> int:

@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmri2img.errors import InputError
+from fmri2img.errors import Fmri2imgError, InputError
 
 WORKER = "fmri2img_worker"
 OBJECT_STORE = 200_000_000
@@ -62,18 +64,29 @@ def cluster(place: Place) -> Iterator[None]:
         yield
         return
     if place.address is not None:
-        _join(place.address)
+        with _own_signals():
+            _join(place.address)
         try:
             yield
         finally:
             ray.shutdown()
         return
     with _temporary() as folder:
-        stop = _emulate(place, folder) if place.emulate_nodes else _single(place, folder)
+        with _own_signals():
+            stop = _emulate(place, folder) if place.emulate_nodes else _single(place, folder)
         try:
             yield
         finally:
             stop()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray's own ends this process with nothing said and nothing of ours cleaned up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -146,15 +159,21 @@ def _emulate(place: Place, folder: str) -> Callable[[], None]:
 def _head(folder: str, cpus: int, resources: dict[str, float]) -> Callable[[], None]:
     import ray
 
-    ray.init(
-        num_cpus=cpus,
-        resources=resources,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
-        _node_ip_address=LOOPBACK,
-        _temp_dir=folder,
-        **QUIET,
-    )
+    try:
+        ray.init(
+            num_cpus=cpus,
+            resources=resources,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=folder,
+            **QUIET,
+        )
+    except Exception as error:  # Ray raises plain exceptions when its processes do not come up
+        raise Fmri2imgError(
+            f"Ray did not start on this machine ({' '.join(str(error).split())[:200]}): free memory and processors, "
+            "then run the same command again"
+        ) from error
     return ray.shutdown
 
 

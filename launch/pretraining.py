@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,24 @@ def _attempt(spec: StageSpec, place: Place) -> None:
         ),
     )
     try:
-        trainer.fit()
+        _aside(trainer.fit)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _aside(work: Callable[[], object]) -> None:
+    """Do the work in another thread, where Ray Train takes no signals: its Ctrl-C ends with exit code 0."""
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    ended.result()
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The command line: what cannot be understood or done is one line on standard error and the right exit code."""
 
 import errno
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +75,6 @@ def test_the_line_does_not_depend_on_the_width_of_the_terminal(
         (OSError(errno.ENOSPC, "No space left on device", "/d/a.png"), 1, "No space left on device (/d/a.png): mend"),
         (PermissionError(errno.EACCES, "Permission denied", "/d"), 1, "Permission denied (/d): mend"),
         (KeyboardInterrupt(), 130, "stopped by the keyboard: the same command goes on"),
-        (SystemExit(signal.SIGTERM), 75, "stopped by SIGTERM: the same command goes on"),
     ],
 )  # fmt: skip
 def test_every_expected_failure_has_its_line_and_code(
