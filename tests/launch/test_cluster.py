@@ -1,9 +1,9 @@
 """Clusters that are started for a job: where they listen, what they leave, what their workers see."""
 
+import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own: Ray starts once in a process, and what stays behind is seen from outside.
 STARTED = """
-import json, socket, sys
+import json, os, sys, tempfile
 import psutil
+made, really = [], tempfile.mkdtemp
+def remembered(*args, **settings):
+    made.append(really(*args, **settings))
+    return made[-1]
+tempfile.mkdtemp = remembered
 from fmri2img.launch.cluster import Place, cluster
 with cluster(Place(2, int(sys.argv[1]))):
     import ray
@@ -36,6 +41,7 @@ with cluster(Place(2, int(sys.argv[1]))):
     }
 gone, alive = psutil.wait_procs(children, timeout=10)
 told["alive"] = [p.name() for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+told["made"], told["left"] = len(made), [path for path in made if os.path.exists(path)]
 print(json.dumps(told))
 """
 
@@ -43,9 +49,6 @@ print(json.dumps(told))
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [0, 2])
 def test_a_cluster_listens_on_loopback_and_leaves_neither_processes_nor_folders(nodes: int) -> None:
-    import json
-
-    before = set(Path(tempfile.gettempdir()).glob("fmri2img-*"))
     result = subprocess.run(
         [sys.executable, "-P", "-c", STARTED, str(nodes)],
         capture_output=True,
@@ -60,7 +63,7 @@ def test_a_cluster_listens_on_loopback_and_leaves_neither_processes_nor_folders(
     dashboards = [name for name in told["names"] if "dashboard/dashboard.py" in name]
     assert all("--disable-frontend" in name for name in dashboards)
     assert told["alive"] == []
-    assert set(Path(tempfile.gettempdir()).glob("fmri2img-*")) <= before
+    assert told["made"] and told["left"] == []
 
 
 @pytest.mark.slow
