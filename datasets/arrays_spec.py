@@ -117,7 +117,7 @@ class ArraysSpec(_Strict):
         path = Path(path)
         try:
             plain = yaml.safe_load(path.read_text("utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{path} cannot be read: {reason}: give a YAML file that describes arrays."
@@ -144,7 +144,7 @@ def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
         key, sign, value = text.partition("=")
         try:
             pairs[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             sign = ""
         if not sign or not key.strip():
             raise InputError(f"{text!r} is no override: write KEY=VALUE, such as split.test_sessions=[3].")

@@ -229,3 +229,10 @@ def test_pictures_can_be_left_out_of_one_person_of_the_example(tmp_path: Path) -
     assert dataset.samples("S2", "test").nsd_id.tolist() == [1, 3]
     assert dataset.samples("S2", "train").nsd_id.tolist() == [0, 2, 4]
     assert len(dataset.samples("S1", "train")) == 10
+
+
+def test_a_date_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("name: 2026-13-45\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        ArraysSpec.load(path)
