@@ -1,5 +1,6 @@
 """The two stages: pretraining on many subjects in many processes, finetuning one subject on one device."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
 def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     """Train one subject on one device with Accelerate, from a pretrained decoder (`spec.parent`) or from nothing.
 
-    With a parent, the new head starts from a closed-form ridge fit to the parent's shared latent.
+    With a parent, the new head starts in closed form from what the parent knows of pictures and voxels.
     """
     recipe = Recipe.model_validate(spec.recipe)
     config = recipe.finetuning
@@ -162,7 +163,7 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
             raise InputError(
                 f"{found.path} is a {found.manifest.kind} decoder: only a pretrained decoder can be finetuned"
             )
-        _check_same_spaces(found, recipe)
+        _check_same_shape(found, recipe)
         decoder = loaded
         torch.manual_seed(config.seed)
         decoder.with_subjects(material.voxels)
@@ -323,7 +324,8 @@ def _identity(
     return Identity(spec.config(), recipe.name, subjects, spaces, parent)
 
 
-def _check_same_spaces(found: schema.Found, recipe: Recipe) -> None:
+def _check_same_shape(found: schema.Found, recipe: Recipe) -> None:
+    """Raise InputError unless the recipe asks for the feature spaces and the sizes of the parent."""
     has = {name: record.extractor for name, record in found.manifest.feature_spaces.items()}
     wants: Mapping[str, Any] = {
         name: space.extractor.model_dump(mode="json") for name, space in recipe.spaces.items()
@@ -333,3 +335,14 @@ def _check_same_spaces(found: schema.Found, recipe: Recipe) -> None:
             f"{found.path} predicts {has}, the recipe {recipe.name} asks for {dict(wants)}: "
             f"finetune with the recipe it was pretrained with ({found.manifest.recipe})"
         )
+    was = Recipe.model_validate(json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"])
+    if was.decoder != recipe.decoder or _directed(was) != _directed(recipe):
+        raise InputError(
+            f"{found.path} has {was.decoder.model_dump(mode='json')} and contrasts {_directed(was)}, the recipe "
+            f"{recipe.name} asks for {recipe.decoder.model_dump(mode='json')} and contrasts {_directed(recipe)}: "
+            "leave `decoder` and which spaces have a contrastive loss as they were in pretraining"
+        )
+
+
+def _directed(recipe: Recipe) -> list[str]:
+    return sorted(name for name, space in recipe.spaces.items() if space.contrastive)

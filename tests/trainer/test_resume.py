@@ -118,6 +118,21 @@ def test_a_run_that_began_from_another_parent_is_refused(spec: Callable[..., Any
             finetune(spec("run", ("subj03",), parent=parent, steps=2))
 
 
+@pytest.mark.parametrize("change", [{"decoder": {"latent": 5}}, {"contrastive": 0.0}])
+def test_a_recipe_of_another_shape_than_the_parents_is_refused(
+    spec: Callable[..., Any], change: dict[str, Any]
+) -> None:
+    parent = pretrain(spec("one", ("subj01", "subj02"), steps=2))
+    wanted = spec("run", ("subj03",), parent=parent, steps=2)
+    if "decoder" in change:
+        wanted.recipe["decoder"] = change["decoder"]
+    else:
+        for space in wanted.recipe["spaces"].values():
+            space.update(regression=1.0, contrastive=0.0)
+    with pytest.raises(InputError, match="as they were in pretraining"):
+        finetune(wanted)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(
     spec: Callable[..., Any], faults: Any, killed: type[BaseException]
 ) -> None:
