@@ -60,6 +60,8 @@ def cluster(place: Place) -> Iterator[None]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
+    if place.address is not None:
+        _check_answers(place.address)
     if ray.is_initialized():
         yield
         return
@@ -92,21 +94,30 @@ def _own_signals() -> Iterator[None]:
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
+def _check_answers(address: str) -> None:
+    """Raise InputError when nothing listens at host:port. Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise _no_answer(address, error) from error
+
+
 def _join(address: str) -> None:
     import ray
 
-    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if host and port.isdigit():
-            socket.create_connection(
-                (host, int(port)), timeout=10
-            ).close()  # Ray itself would try for minutes
         ray.init(address=address, **QUIET)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"--cluster {address}: no Ray cluster answers there ({type(error).__name__}): start one with "
-            "`ray start --head`, or leave the flag out to work on this machine"
-        ) from error
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"--cluster {address}: no Ray cluster answers there ({type(error).__name__}): start one with "
+        "`ray start --head`, or leave the flag out to work on this machine"
+    )
 
 
 @contextmanager
