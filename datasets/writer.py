@@ -14,7 +14,7 @@ import numpy as np
 
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import ColumnEntry, FileEntry
-from fmri2img.files import fsync_folder
+from fmri2img.files import write_atomic
 
 Sample = tuple[str, Mapping[str, bytes]]
 
@@ -87,16 +87,7 @@ def write_file(root: Path, file: str, data: bytes) -> FileEntry:
     """Write a small file of the folder, whole or not at all, and describe it."""
     target = root / file
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(target.parent)
+    write_atomic(target, data)
     return FileEntry(file=file, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

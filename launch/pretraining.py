@@ -43,7 +43,6 @@ def launch_pretraining(
     if resumed is not None and resumed.step >= recipe.pretraining.steps:
         return schema.resolve(run).path
     run.mkdir(parents=True, exist_ok=True)
-    schema.clean_stale(run / schema.CHECKPOINTS_FOLDER)
     spec = dataclasses.replace(spec, run=str(run), data=str(Path(spec.data).resolve()))
     with cluster(place), _following(run, listener):
         _fit(spec, place, max_failures)

@@ -7,6 +7,7 @@ manifest.json                written last: every item with its file, once
 
 import io
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from fmri2img import checkpoints_schema as schema
-from fmri2img.datasets import Dataset, Samples
+from fmri2img.datasets import Dataset
 from fmri2img.errors import DamageError, InputError
 from fmri2img.files import digest_json, sha256_file, staged_folder, write_json
 from fmri2img.models.loading import load_decoder
@@ -155,7 +156,7 @@ class Reconstructor:
         if final.exists():
             if not unit_problem(self.out, self.job, number, items):
                 return len(items)
-            _set_aside(final)
+            shutil.rmtree(final)
         with _one_thread():
             features, retrieval = self._predict(items)
             pictures = self._generate(items, features)
@@ -329,16 +330,7 @@ def _sidecar(job: ReconstructionJob, items: Sequence[Item], files: dict[str, str
     }
 
 
-def _set_aside(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
-
-
 def _png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-__all__ = ["Item", "Made", "ReconstructionJob", "Reconstructor", "Samples", "merge", "plan_job", "read_made"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmri2img.errors import Fmri2imgError
+from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.trainer.batches import Batch, BatchLoader
@@ -189,10 +189,8 @@ def _top1(predicted: Tensor, target: Tensor) -> float:
 def check_layout(config: TrainingConfig, subjects: Sequence[str], world: int | None = None) -> None:
     """Refuse what cannot be divided fairly: workers over lanes, batch over lanes and subjects.
 
-    Raises Fmri2imgError (InputError) with the admissible values.
+    Raises InputError with the admissible values.
     """
-    from fmri2img.errors import InputError
-
     world = world_size() if world is None else world
     if config.lanes % world:
         fits = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 class Watch:
-    """Writes records of rank 0. Every step stands once, also after a resume: later lines are taken out first."""
+    """Writes records of rank 0. Each stands once, also after a resume: later lines are taken out first."""
 
     def __init__(
         self,
@@ -33,7 +33,6 @@ class Watch:
         _drop_after(self.path, first_step)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 closed by close()
         self.run = _start_wandb(folder, config) if wandb else None
-        self.started = time.time()
 
     def record(self, step: int, values: Record) -> None:
         """Write one record; `step` counts finished steps."""
