@@ -9,7 +9,7 @@ from fmri2img.datasets.info import info
 from fmri2img.datasets.manifest import DatasetManifest, FeatureSpaceEntry
 from fmri2img.datasets.plan import SamplingPlan, hold_out
 from fmri2img.datasets.samples import Samples
-from fmri2img.datasets.source import Progress, SessionTrials, SubjectSource, TrialSource
+from fmri2img.datasets.source import NamedSplit, Progress, SessionTrials, SubjectSource, TrialSource
 from fmri2img.datasets.verify import Problem, verify
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Dataset",
     "DatasetManifest",
     "FeatureSpaceEntry",
+    "NamedSplit",
     "Problem",
     "Progress",
     "Samples",

@@ -10,7 +10,7 @@ import numpy as np
 
 from fmri2img.datasets.array_files import ArrayFile, integers, open_array, texts
 from fmri2img.datasets.arrays_spec import ArraysSpec, BySubject, SubjectSpec
-from fmri2img.datasets.source import SessionTrials, SubjectSource
+from fmri2img.datasets.source import NamedSplit, SessionTrials, SubjectSource
 from fmri2img.errors import InputError
 
 
@@ -99,6 +99,11 @@ class ArraysSource:
     def provenance(self) -> dict[str, str]:
         """What the YAML says, and the YAML itself."""
         return dict(self.spec.provenance) | {"arrays": self.spec.model_dump_json(exclude={"root"})}
+
+    @property
+    def splits(self) -> Mapping[str, NamedSplit]:
+        """None beside `train` and `test`."""
+        return {}
 
     def picture(self, nsd_id: int) -> np.ndarray:
         """uint8 `(height, width, 3)`; a grey picture has three equal channels."""

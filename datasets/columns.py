@@ -78,7 +78,19 @@ def stimuli_members(source: TrialSource, keys: list[str], nsd_ids: list[int]) ->
     for key, nsd_id in zip(keys, nsd_ids, strict=True):
         captions = [str(caption) for caption in source.captions(nsd_id)]
         record = canonical_json({"nsd_id": nsd_id, "captions": captions})
-        yield key, {"json": record, "png": encode_png(nsd_id, source.picture(nsd_id))}
+        picture = source.picture(nsd_id)
+        if isinstance(picture, bytes):
+            yield key, {"json": record, _ending(nsd_id, picture): picture}
+        else:
+            yield key, {"json": record, "png": encode_png(nsd_id, picture)}
+
+
+def _ending(nsd_id: int, data: bytes) -> str:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    raise InputError(f"Picture {nsd_id} is neither a PNG nor a JPEG file: correct the source.")
 
 
 def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ asks for one session at a time, so a source never has to hold a subject in memor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -25,12 +25,35 @@ class SessionTrials:
     """Single trials of one session, in the order they were measured.
 
     Attributes:
-        responses: float32 `(trials, voxels)`, not yet normalised, any unit.
+        responses: float32 `(trials, voxels)`, or `(trials, time, voxels)` with the same `time` in every session
+            of the subject; not yet normalised, any unit.
         nsd_ids: int64 `(trials,)`, the picture seen on each trial.
+        numbers: int64 `(trials,)`, ascending, the number of each trial within its session from 1; None when the
+            session's trials are all here.
+        behaviour: numbers `(trials,)` by name, such as reaction times; NaN where there is none.
     """
 
     responses: np.ndarray
     nsd_ids: np.ndarray
+    numbers: np.ndarray | None = None
+    behaviour: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NamedSplit:
+    """A split that has a name in the field, such as `shared982`: some of the samples of a partition.
+
+    Attributes:
+        partition: `train` or `test`.
+        nsd_ids: its pictures; None for all of the partition.
+        last_session: only trials of sessions 1 to this one, by subject; a subject that is not named has all.
+        description: what it is and where it comes from, in a sentence.
+    """
+
+    partition: str
+    nsd_ids: Sequence[int] | None = None
+    last_session: Mapping[str, int] = field(default_factory=dict)
+    description: str = ""
 
 
 @runtime_checkable
@@ -80,8 +103,13 @@ class TrialSource(Protocol):
         """Subject sources by subject id (letters, digits, `-`; no dots)."""
         ...
 
-    def picture(self, nsd_id: int) -> np.ndarray:
-        """uint8 `(height, width, 3)`."""
+    @property
+    def splits(self) -> Mapping[str, NamedSplit]:
+        """Named splits beside `train` and `test`, possibly none."""
+        ...
+
+    def picture(self, nsd_id: int) -> np.ndarray | bytes:
+        """uint8 `(height, width, 3)`, or the bytes of a PNG or JPEG file, which are stored as they are."""
         ...
 
     def captions(self, nsd_id: int) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from fmri2img import __version__
-from fmri2img.datasets.source import SessionTrials
+from fmri2img.datasets.source import NamedSplit, SessionTrials
 from fmri2img.errors import InputError
 from fmri2img.files import digest_json
 from fmri2img.simulation.captions import write_captions
@@ -186,6 +186,11 @@ class Simulation:
         if not 0 <= nsd_id < self.pictures:
             raise InputError(f"picture {nsd_id} was not simulated: ids run from 0 to {self.pictures - 1}.")
         return draw_scene(self.spec.seed, nsd_id)
+
+    @property
+    def splits(self) -> Mapping[str, NamedSplit]:
+        """None beside `train` and `test`."""
+        return {}
 
     def picture(self, nsd_id: int) -> np.ndarray:
         """uint8 (64, 64, 3)."""

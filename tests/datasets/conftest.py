@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmri2img.datasets import Dataset, SessionTrials, build_dataset
+from fmri2img.datasets import Dataset, NamedSplit, SessionTrials, build_dataset
 
 
 @dataclass
@@ -51,6 +51,10 @@ class TinySource:
         default_factory=lambda: {"subj02": TinySubject(2, 7), "subj01": TinySubject(1, 5)}
     )
     test: Callable[[str, int, int], bool] = lambda subject, nsd_id, session: nsd_id < 3
+
+    @property
+    def splits(self) -> dict[str, NamedSplit]:
+        return {}
 
     def picture(self, nsd_id: int) -> np.ndarray:
         return np.random.default_rng(nsd_id).integers(0, 256, (8, 6, 3), dtype=np.uint8)

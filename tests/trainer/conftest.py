@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmri2img.datasets import SessionTrials, add_feature_space, build_dataset
+from fmri2img.datasets import NamedSplit, SessionTrials, add_feature_space, build_dataset
 from fmri2img.features.extractors import CaptionWords, Pixels
 from fmri2img.trainer.stages import StageSpec
 from fmri2img.trainer.watch import Record
@@ -61,6 +61,10 @@ class LinearSource:
     subjects: dict[str, LinearSubject] = field(
         default_factory=lambda: {f"subj0{n}": LinearSubject(n, 9 - n) for n in (3, 1, 2)}
     )
+
+    @property
+    def splits(self) -> dict[str, NamedSplit]:
+        return {}
 
     def picture(self, nsd_id: int) -> np.ndarray:
         return picture(nsd_id)

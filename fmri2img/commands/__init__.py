@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from fmri2img.console import output, stage
+from fmri2img.commands.data import Data
+from fmri2img.console import output
 from fmri2img.errors import InputError
 
 From = Annotated[Path, arg(name="from", metavar="RUN")]
@@ -28,134 +29,6 @@ class RecipeFlags:
         from fmri2img.config import load_recipe
 
         return load_recipe(self.recipe, config=self.config, values=self.set)
-
-
-@dataclass(frozen=True)
-class BuildSimulated:
-    """Simulate subjects who look at rendered scenes, and write them as a data set."""
-
-    out: Positional[Path]
-    """the folder to make"""
-    seed: int = 0
-    """seed of scenes, brains, designs and noise"""
-    sessions: int = 8
-    """sessions of each subject"""
-    trials: int = 240
-    """trials of each session"""
-    test_pictures: int = 120
-    """pictures that every subject sees, three times each, never to be trained on"""
-
-    def run(self) -> None:
-        from fmri2img.datasets import build_dataset
-        from fmri2img.simulation import Simulation, SimulationSpec
-
-        spec = SimulationSpec(
-            seed=self.seed,
-            sessions=self.sessions,
-            trials_per_session=self.trials,
-            test_pictures=self.test_pictures,
-        )
-        with stage("Simulated data", "trials") as tell:
-            build_dataset(
-                Simulation(spec), self.out, progress=lambda what, done, total: tell(done, total, what)
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
-
-
-@dataclass(frozen=True)
-class BuildArrays:
-    """Make a data set of npz, mat or HDF5 arrays that a small YAML file describes."""
-
-    out: Positional[Path]
-    """the folder to make"""
-    spec: Path
-    """the YAML file"""
-    root: Path | None = None
-    """folder that the YAML file's paths start from; its own folder otherwise"""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """key.key=value to change in the YAML file, for example split.test_sessions=[3]"""
-
-    def run(self) -> None:
-        from fmri2img.datasets import ArraysSource, ArraysSpec, build_dataset
-
-        spec = ArraysSpec.load(self.spec, root=self.root, overrides=list(self.set))
-        with stage("Data set", "trials") as tell:
-            build_dataset(
-                ArraysSource(spec),
-                self.out,
-                normalise=spec.normalise,
-                progress=lambda what, done, total: tell(done, total, what),
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
-
-
-Build = Annotated[BuildSimulated, subcommand("simulated")] | Annotated[BuildArrays, subcommand("arrays")]
-
-
-@dataclass(frozen=True)
-class DataBuild:
-    """Make a data set folder."""
-
-    source: OmitSubcommandPrefixes[OmitArgPrefixes[Build]]
-
-    def run(self) -> None:
-        self.source.run()
-
-
-@dataclass(frozen=True)
-class DataVerify:
-    """Read every byte of a data set and list all that is wrong with it."""
-
-    path: Positional[Path]
-    """the data set folder"""
-
-    def run(self) -> None:
-        from fmri2img.datasets import verify
-        from fmri2img.errors import DamageError
-
-        with stage("Verifying", "files") as tell:
-            problems = verify(self.path, progress=lambda what, done, total: tell(done, total, what))
-        for problem in problems:
-            output().print(str(problem), markup=False)
-        if problems:
-            raise DamageError(
-                f"{self.path} has {len(problems)} problems, listed above: restore these files or build it anew"
-            )
-        output().print(f"{self.path}: every byte is as it was written")
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """Say what a data set holds."""
-
-    path: Positional[Path]
-    """the data set folder"""
-
-    def run(self) -> None:
-        import yaml
-
-        from fmri2img.datasets import info
-
-        output().print(
-            yaml.safe_dump(info(self.path), sort_keys=False, allow_unicode=True).rstrip(), markup=False
-        )
-
-
-DataAction = (
-    Annotated[DataBuild, subcommand("build")]
-    | Annotated[DataVerify, subcommand("verify")]
-    | Annotated[DataInfo, subcommand("info")]
-)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Get data in, check them, look at them."""
-
-    action: OmitSubcommandPrefixes[OmitArgPrefixes[DataAction]]
-
-    def run(self) -> None:
-        self.action.run()
 
 
 @dataclass(frozen=True)

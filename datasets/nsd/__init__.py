@@ -1,0 +1,1 @@
+"""The NSD release as published, as a trial source."""

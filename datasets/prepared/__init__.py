@@ -1,0 +1,1 @@
+"""Prepared sets of published systems, straight from their folders, as trial sources."""
