@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
-import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from isal.isal_zlib import crc32 as crc32_of
+
 from fmri2img.datasets.manifest import FileEntry
 from fmri2img.errors import DamageError
+
+Locate = Callable[[FileEntry], Path]
+"""Where a file of the manifest lies on this machine; it may fetch the file first. Picklable."""
 
 
 def damage(root: Path, file: str, rule: str, key: str | None = None) -> DamageError:
@@ -21,7 +27,7 @@ def damage(root: Path, file: str, rule: str, key: str | None = None) -> DamageEr
     )
 
 
-class _Handle:
+class Handle:
     """An open file that closes when nobody reads it any more, so that eviction never cuts off a reader."""
 
     def __init__(self, path: Path) -> None:
@@ -36,18 +42,48 @@ class FilePool:
     """Positional reads from the files of one folder, with at most `limit` of them open.
 
     Safe to use from several threads; a pickled pool opens its files again where it is unpickled.
+
+    Args:
+        root: data set folder.
+        locate: where a file lies, asked each time before it is opened; by default under `root`.
+        limit: files open at a time.
     """
 
-    def __init__(self, root: Path, limit: int = 64) -> None:
+    def __init__(self, root: Path, locate: Locate | None = None, limit: int = 256) -> None:
         self.root, self.limit = root, limit
+        self._located = locate
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Handle] = OrderedDict()
+        self._open: OrderedDict[str, Handle] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "limit": self.limit}
+        return {"root": self.root, "locate": self._located, "limit": self.limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        FilePool.__init__(self, state["root"], state["limit"])
+        FilePool.__init__(self, state["root"], state["locate"], state["limit"])
+
+    def locate(self, entry: FileEntry) -> Path:
+        """Where a file lies on this machine."""
+        return self.root / entry.file if self._located is None else self._located(entry)
+
+    def whole(self, entry: FileEntry) -> bytes:
+        """The whole of a small file, checked against the manifest.
+
+        Raises:
+            DamageError: it is missing, or has another size or digest.
+        """
+        try:
+            with open(self.locate(entry), "rb") as file:
+                data = file.read(entry.bytes + 1)
+        except FileNotFoundError:
+            raise damage(self.root, entry.file, "the file is missing") from None
+        if len(data) != entry.bytes:
+            longer = "more than " if len(data) > entry.bytes else ""
+            found = min(len(data), entry.bytes)
+            rule = f"{longer}{found} bytes, but the manifest says {entry.bytes}"
+            raise damage(self.root, entry.file, rule)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise damage(self.root, entry.file, "its sha256 is not the manifest's")
+        return data
 
     def read(self, entry: FileEntry, offset: int, size: int, crc32: int, key: str) -> bytes:
         """`size` bytes at `offset`, checked against `crc32`.
@@ -55,34 +91,45 @@ class FilePool:
         Raises:
             DamageError: the file is missing, has another size than the manifest says, or other bytes there.
         """
-        handle = self._handle(entry)  # kept until the read is done, so that no eviction closes it
+        handle = self.open(entry)  # kept until the read is done, so that no eviction closes it
         data = os.pread(handle.descriptor, size, offset)
         if len(data) != size:
-            raise damage(
-                self.root, entry.file, f"{len(data)} bytes at offset {offset} instead of {size}", key
-            )
-        if zlib.crc32(data) != crc32:
-            raise damage(
-                self.root, entry.file, f"the crc32 of its bytes at offset {offset} is not the index's", key
-            )
+            raise self.cut(entry, offset, size, len(data), key)
+        if crc32_of(data) != crc32:
+            raise self.wrong(entry, offset, key)
         return data
 
-    def _handle(self, entry: FileEntry) -> _Handle:
+    def cut(self, entry: FileEntry, offset: int, size: int, found: int, key: str) -> DamageError:
+        """The error for a read that ended early."""
+        return damage(self.root, entry.file, f"{found} bytes at offset {offset} instead of {size}", key)
+
+    def wrong(self, entry: FileEntry, offset: int, key: str) -> DamageError:
+        """The error for bytes whose checksum is another."""
+        rule = f"the crc32 of its bytes at offset {offset} is not the index's"
+        return damage(self.root, entry.file, rule, key)
+
+    def open(self, entry: FileEntry) -> Handle:
+        """The open file, for positional reads while the handle is kept.
+
+        Raises:
+            DamageError: the file is missing or has another size than the manifest says.
+        """
         with self._lock:
             handle = self._open.get(entry.file)
             if handle is not None:
                 self._open.move_to_end(entry.file)
                 return handle
-            try:
-                handle = _Handle(self.root / entry.file)
-            except FileNotFoundError:
-                raise damage(self.root, entry.file, "the file is missing") from None
-            found = os.fstat(handle.descriptor).st_size
-            if found != entry.bytes:
-                raise damage(
-                    self.root, entry.file, f"{found} bytes long, but the manifest says {entry.bytes}"
-                )
-            self._open[entry.file] = handle
+        try:
+            handle = Handle(self.locate(entry))  # outside the lock: it may take long to fetch
+        except FileNotFoundError:
+            raise damage(self.root, entry.file, "the file is missing") from None
+        found = os.fstat(handle.descriptor).st_size
+        if found != entry.bytes:
+            rule = f"{found} bytes long, but the manifest says {entry.bytes}"
+            raise damage(self.root, entry.file, rule)
+        with self._lock:
+            handle = self._open.setdefault(entry.file, handle)
+            self._open.move_to_end(entry.file)
             while len(self._open) > self.limit:
                 self._open.popitem(last=False)
-            return handle
+        return handle
