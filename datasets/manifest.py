@@ -19,7 +19,9 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 
 from fmri2img.errors import DamageError, InputError
@@ -53,6 +55,7 @@ RelativeFile = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SubjectId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=40)]
 SpaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+BehaviourName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
 
 
 class Model(BaseModel):
@@ -87,21 +90,50 @@ class ShardEntry(Model):
     columns: dict[str, ColumnEntry]
 
 
-class SubjectEntry(Model):
-    """One subject: voxel count, sessions with trials, voxels per ROI, and the voxel table's file."""
+class Extended(Model):
+    """A model that got more keys after its version was frozen: one at its default is not written.
+
+    So an entry that uses none of them has the JSON and the digest that it had before they existed.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        return {key: value for key, value in plain.items() if key not in ADDED or value not in (None, [], {})}
+
+
+ADDED = ("window", "behaviour", "last_session")
+
+
+class SubjectEntry(Extended):
+    """One subject: voxel count, sessions with trials, voxels per ROI, and the voxel table's file.
+
+    `window` is the number of time points of a trial's response, `(window, voxels)`; without it a response is
+    `(voxels,)`. `behaviour` names the values that trials carry beside session and trial number.
+    """
 
     voxels: PositiveInt
     sessions: list[PositiveInt]
     rois: dict[str, PositiveInt]
     table: FileEntry
+    window: PositiveInt | None = None
+    behaviour: list[BehaviourName] = []
+
+    @property
+    def trial_shape(self) -> tuple[int, ...]:
+        """Shape of one trial's response: `(voxels,)`, or `(time, voxels)` for a window."""
+        return (self.voxels,) if self.window is None else (self.window, self.voxels)
 
 
-class SplitEntry(Model):
-    """A named split: a partition, or those of its pictures that are listed."""
+class SplitEntry(Extended):
+    """A named split: a partition, those of its pictures that are listed, and of these the trials of sessions
+    1 to `last_session` where a subject has one.
+    """
 
     partition: Partition
     nsd_ids: list[NonNegativeInt] | None = None
     description: str = ""
+    last_session: dict[SubjectId, PositiveInt] = {}
 
 
 class FeatureSpaceEntry(Model):
@@ -216,7 +248,7 @@ def read_manifest(path: Path) -> DatasetManifest:
         raise _damaged(
             path, f"{where or 'the whole'}: {re.sub(r'^Value error, ', '', first['msg'])}"
         ) from None
-    for rule in _broken_seals(manifest):
+    for rule in _broken_seals(plain):
         raise _damaged(path, rule)
     return manifest
 
@@ -250,8 +282,8 @@ def _manifest_digest(plain: dict[str, Any]) -> str:
     return digest_json({key: value for key, value in plain.items() if key != "digest"})
 
 
-def _broken_seals(manifest: DatasetManifest) -> list[str]:
-    plain = manifest.model_dump()
+def _broken_seals(plain: dict[str, Any]) -> list[str]:
+    """What a valid manifest's digests do not agree with; they are of the JSON as it is stored."""
     rules = []
     if plain["digest"] != _manifest_digest(plain):
         rules.append("its digest is not that of its contents, so it was edited or damaged")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -16,8 +16,9 @@ class Samples:
         subject: subject id.
         keys: (n,) strings, unique over the data set.
         nsd_id: (n,) int64, picture id.
-        repeats: (n,) int64, number of trials of the sample.
-        sessions: (n, R) int16, session of each trial in the order measured, padded with -1.
+        repeats: (n,) int64, number of trials of the sample that are chosen: the first of those stored, since
+            trials are stored in the order measured and a choice is of sessions 1 to K.
+        sessions: (n, R) int16, session of each chosen trial in the order measured, padded with -1.
         shard: (n,) int64, position in the manifest's list of shards.
         row: (n,) int64, row within the shard.
     """
@@ -40,6 +41,12 @@ class Samples:
             chosen = chosen.astype(np.int64)
         arrays = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "subject"}
         return Samples(subject=self.subject, **arrays)
+
+    def until(self, last_session: int) -> Samples:
+        """The samples with their trials of sessions 1 to `last_session` alone, without those that have none."""
+        sessions = np.where(self.sessions <= last_session, self.sessions, np.int16(-1))
+        repeats = (sessions >= 0).sum(axis=1)
+        return replace(self, repeats=repeats, sessions=sessions).take(repeats > 0)
 
 
 def concatenate(subject: str, tables: Sequence[Samples]) -> Samples:
