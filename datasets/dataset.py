@@ -5,18 +5,18 @@ Opening reads the manifest alone; indices and shards are read when first needed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import threading
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fmri2img.datasets.files import FilePool, damage
+from fmri2img.datasets.files import FilePool, Locate, damage
 from fmri2img.datasets.index import ColumnIndex, unpack_index
 from fmri2img.datasets.manifest import (
     BETAS,
@@ -39,20 +39,24 @@ class Dataset:
     read is checked, and raises `DamageError` naming file, sample key and rule where stored bytes are wrong.
     """
 
-    def __init__(self, path: Path, manifest: DatasetManifest) -> None:
+    def __init__(self, path: Path, manifest: DatasetManifest, locate: Locate | None = None) -> None:
         self.path, self.manifest = path, manifest
-        self._files = FilePool(path)
+        self.files = FilePool(path, locate)
         self._indices: dict[tuple[int, str], ColumnIndex] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """Open a folder written by `build_dataset`.
+        """Open a folder written by `build_dataset`, or such a folder at an address such as `s3://...`.
 
         Raises:
             InputError: no such folder or manifest, or a schema version this fmri2img does not know.
             DamageError: the manifest is damaged, or the folder holds a shard that is not in it.
         """
+        if "://" in str(path):
+            from fmri2img.datasets.remote import open_remote  # type: ignore[import-not-found, unused-ignore]
+
+            return open_remote(str(path))
         root = Path(path).absolute()
         manifest = read_manifest(root)
         for file in stray_shards(root, manifest):
@@ -61,10 +65,11 @@ class Dataset:
         return cls(root, manifest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest}
+        return {"path": self.path, "manifest": self.manifest, "files": self.files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Dataset.__init__(self, state["path"], state["manifest"])
+        self.files = state["files"]
 
     @property
     def fingerprint(self) -> str:
@@ -108,7 +113,9 @@ class Dataset:
             if (shard.subject, shard.partition) == (subject, entry.partition)
         ]
         table = concatenate(subject, tables)
-        return table if entry.nsd_ids is None else table.take(np.isin(table.nsd_id, entry.nsd_ids))
+        if entry.nsd_ids is not None:
+            table = table.take(np.isin(table.nsd_id, entry.nsd_ids))
+        return table.until(entry.last_session[subject]) if subject in entry.last_session else table
 
     def shard_samples(self, number: int) -> Samples:
         """The samples of one shard, by its position in the manifest."""
@@ -125,14 +132,19 @@ class Dataset:
         )
 
     def responses(self, samples: Samples, i: int) -> np.ndarray:
-        """float16 `(repeats, voxels)`, every repeat of sample `i` in the order measured."""
-        shape = (int(samples.repeats[i]), self.voxels(samples.subject))
-        return self._array(samples, i, "responses", BETAS, shape, np.dtype(np.float16))
+        """float16 `(repeats, voxels)`, the chosen repeats of sample `i` in the order measured.
 
-    def trials(self, samples: Samples, i: int) -> list[dict[str, int]]:
-        """Session and trial (its number within the session, from 1) of every repeat of sample `i`."""
-        trials: list[dict[str, int]] = json.loads(self._member(samples, i, "responses", "json"))["trials"]
-        return trials
+        `(repeats, time, voxels)` where trials are windows.
+        """
+        stored = self.index(int(samples.shard[i]), "responses").extra["repeats"][samples.row[i]]
+        shape = (int(stored), *self._subject(samples.subject).trial_shape)
+        found = self._array(samples, i, "responses", BETAS, shape, np.dtype(np.float16))
+        return found[: int(samples.repeats[i])]
+
+    def trials(self, samples: Samples, i: int) -> list[dict[str, Any]]:
+        """Session, trial (its number within the session, from 1) and behaviour of the repeats of sample `i`."""
+        trials: list[dict[str, Any]] = json.loads(self._member(samples, i, "responses", "json"))["trials"]
+        return trials[: int(samples.repeats[i])]
 
     def picture(self, samples: Samples, i: int) -> np.ndarray:
         """uint8 `(height, width, 3)`, the picture seen."""
@@ -171,25 +183,23 @@ class Dataset:
             repeats: (n,) which repeat of each, from 0.
 
         Returns:
-            float32 `(n, voxels)`.
+            float32 `(n, voxels)`, or `(n, time, voxels)` where trials are windows.
         """
-        voxels = self.voxels(samples.subject)
-        out = np.empty((len(rows), voxels), np.float32)
+        shape = self._subject(samples.subject).trial_shape
+        size = prod(shape) * 2
+        out = np.empty((len(rows), *shape), np.float32)
         for line, (i, repeat) in enumerate(zip(rows, repeats, strict=True)):
             number, row = int(samples.shard[i]), int(samples.row[i])
             index, key = self.index(number, "responses"), str(samples.keys[i])
-            count = int(index.extra["repeats"][row])
-            if not 0 <= repeat < count:
-                raise InputError(f"{key} has repeats 0 to {count - 1}, not {repeat}: choose one of these.")
+            count, chosen = int(index.extra["repeats"][row]), int(samples.repeats[i])
+            if not 0 <= repeat < chosen:
+                raise InputError(f"{key} has repeats 0 to {chosen - 1}, not {repeat}: choose one of these.")
             field = index.fields.index(BETAS)
-            start = (
-                int(index.offset[row, field])
-                + int(index.size[row, field])
-                - (count - int(repeat)) * voxels * 2
-            )
+            start = int(index.offset[row, field]) + int(index.size[row, field]) - (count - int(repeat)) * size
             crc32 = int(index.extra["trial_crc32"][row, repeat])
             entry = self.manifest.shards[number].columns["responses"]
-            out[line] = np.frombuffer(self._files.read(entry, start, voxels * 2, crc32, key), np.float16)
+            data = self.files.read(entry, start, size, crc32, key)
+            out[line] = np.frombuffer(data, np.float16).reshape(shape)
         return out
 
     def read_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
@@ -205,7 +215,7 @@ class Dataset:
         if found is None:
             shard = self.manifest.shards[number]
             entry = shard.columns[column]
-            data = read_checked(self.path, entry.index)
+            data = self.files.whole(entry.index)
             try:
                 found = unpack_index(data, column=column, samples=shard.samples, tar_bytes=entry.bytes)
             except ValueError as error:
@@ -229,7 +239,7 @@ class Dataset:
 
     def _arrays(self, entry: FileEntry) -> dict[str, np.ndarray]:
         try:
-            return unpack_npz(read_checked(self.path, entry))
+            return unpack_npz(self.files.whole(entry))
         except ValueError as error:
             raise damage(self.path, entry.file, str(error)) from None
 
@@ -243,7 +253,7 @@ class Dataset:
             )
         field = index.fields.index(ending)
         place = int(index.offset[row, field]), int(index.size[row, field]), int(index.crc32[row, field])
-        return self._files.read(entry, *place, key)
+        return self.files.read(entry, *place, key)
 
     def _array(
         self, samples: Samples, i: int, column: str, ending: str, shape: tuple[int, ...], dtype: np.dtype
@@ -257,29 +267,6 @@ class Dataset:
         if array.shape != shape or array.dtype != dtype:
             raise damage(self.path, file, f"{array.shape} {array.dtype} instead of {shape} {dtype}", key)
         return array
-
-
-def read_checked(root: Path, entry: FileEntry) -> bytes:
-    """The whole of a small file, checked against the manifest.
-
-    Raises:
-        DamageError: it is missing, or has another size or digest.
-    """
-    try:
-        with open(root / entry.file, "rb") as file:
-            data = file.read(entry.bytes + 1)
-    except FileNotFoundError:
-        raise damage(root, entry.file, "the file is missing") from None
-    if len(data) != entry.bytes:
-        longer = "more than " if len(data) > entry.bytes else ""
-        raise damage(
-            root,
-            entry.file,
-            f"{longer}{min(len(data), entry.bytes)} bytes, but the manifest says {entry.bytes}",
-        )
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise damage(root, entry.file, "its sha256 is not the manifest's")
-    return data
 
 
 def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fmri2img.datasets.dataset import Dataset, read_checked
+from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import BETAS, MANIFEST, DatasetManifest, FileEntry, ShardEntry, read_manifest
 from fmri2img.datasets.npy import read_header, unpack, unpack_npz
@@ -107,7 +107,7 @@ class _Verification:
         tables = [(f"{name}", s.table, s.voxels) for name, s in self.manifest.subjects.items()]
         for name, entry, voxels in tables:
             try:
-                arrays = unpack_npz(read_checked(self.root, entry))
+                arrays = unpack_npz(self.dataset.files.whole(entry))
                 if any(len(array) != voxels for array in arrays.values()):
                     yield Problem(
                         entry.file, None, f"an array has not one entry for each of {voxels} voxels of {name}"
@@ -118,7 +118,7 @@ class _Verification:
         for space in self.manifest.feature_spaces.values():
             entry = space.statistics
             try:
-                arrays = unpack_npz(read_checked(self.root, entry))
+                arrays = unpack_npz(self.dataset.files.whole(entry))
                 if any(arrays[name].shape != tuple(space.shape) for name in ("mean", "std")):
                     yield Problem(entry.file, None, f"mean and std are not both {space.shape}")
             except (DamageError, ValueError, KeyError) as error:
@@ -254,7 +254,8 @@ def _content(
     try:
         if ending == BETAS:
             array, repeats = unpack(data), int(index.extra["repeats"][row])
-            if array.shape != (repeats, manifest.subjects[shard.subject].voxels) or array.dtype != np.float16:
+            shape = (repeats, *manifest.subjects[shard.subject].trial_shape)
+            if array.shape != shape or array.dtype != np.float16:
                 yield f"it is {array.dtype} {array.shape}"
             elif [zlib.crc32(t.data) for t in array] != index.extra["trial_crc32"][row, :repeats].tolist():
                 yield "the crc32 of a trial is not the index's"

@@ -252,7 +252,7 @@ def test_a_data_set_is_read_by_threads_and_by_its_pickle(
     tiny: Dataset, reading: Callable[[Path], None]
 ) -> None:
     samples = tiny.samples("subj01", "train")
-    tiny._files.limit = 1
+    tiny.files.limit = 1
     copy = pickle.loads(pickle.dumps(tiny))
     with ThreadPoolExecutor(4) as pool:
         rows = [i % len(samples) for i in range(200)]
