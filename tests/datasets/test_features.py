@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,35 +75,86 @@ def test_a_space_that_is_there_is_left_alone(tiny: Dataset) -> None:
         add_feature_space(tiny.path, **other, compute=tone)
 
 
-def test_an_attempt_that_dies_leaves_a_sound_data_set_and_can_be_repeated(
+class Dies:
+    """An extractor that is stopped at its n-th call; before that it is `tone` plus `offset`."""
+
+    def __init__(self, at: int, offset: float = 0.0) -> None:
+        self.at, self.offset, self.calls = at, offset, 0
+
+    def __call__(self, pictures: list[np.ndarray], captions: list[list[str]]) -> np.ndarray:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return tone(pictures, captions) + self.offset
+
+
+def bytes_of(dataset: Dataset) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(dataset.path)): path.read_bytes()
+        for path in dataset.path.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_job_that_dies_leaves_a_sound_data_set_that_shows_no_part_of_it(
     tiny: Dataset, reading: Any
 ) -> None:
-    calls = 0
-
-    def dies(pictures: list[np.ndarray], captions: list[list[str]]) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return tone(pictures, captions) + 1
-
     with pytest.raises(KeyboardInterrupt):
-        add_feature_space(tiny.path, **TONE, compute=dies)
+        add_feature_space(tiny.path, **TONE, compute=Dies(3))
     reading(tiny.path)
+    assert Dataset.open(tiny.path).feature_spaces == {}
     left = {problem.file for problem in verify(tiny.path)}
     assert left == {
         f"subj01/{shard}.tone.{end}"
         for shard in ("train-00000", "train-00001")
         for end in ("tar", "index.npz")
     }
+
+
+def test_the_same_job_goes_on_shard_by_shard_to_the_same_bytes(
+    tiny: Dataset, built: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "undisturbed")
+    whole = add_feature_space(tmp_path / "undisturbed", **TONE, compute=tone)
+    shards, calls = len(tiny.manifest.shards), 0
+    for finished in range(2, shards, 2):
+        again = Dies(at=3)  # two shards a job
+        with pytest.raises(KeyboardInterrupt):
+            add_feature_space(tiny.path, **TONE, compute=again)
+        assert len(list(tiny.path.glob("*/*.tone.tar"))) == finished
+        calls += 2
+    last = Dies(at=0)
+    assert bytes_of(add_feature_space(tiny.path, **TONE, compute=last)) == bytes_of(whole)
+    assert calls + last.calls == shards
+
+
+def test_a_finished_column_that_is_damaged_is_made_again(tiny: Dataset, damage: Any, built: Path) -> None:
+    for harm in (
+        lambda: damage.flip("subj01/train-00000.tone.tar", 700),
+        lambda: damage.remove("subj01/train-00000.tone.index.npz"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            add_feature_space(tiny.path, **TONE, compute=Dies(2))
+        harm()
+    with open(tiny.path / "features" / ".tone.journal", "ab") as journal:
+        journal.write(b'["subj01/train-00001", {"file":')  # killed within a line
     dataset = add_feature_space(tiny.path, **TONE, compute=tone)
     assert verify(tiny.path) == []
     samples = dataset.samples("subj01", "train")
-    np.testing.assert_allclose(
-        dataset.read_features(samples, range(7), "tone"),
-        tone([dataset.picture(samples, i) for i in range(7)], []),
-        rtol=1e-6,
-    )
+    expected = tone([dataset.picture(samples, i) for i in range(7)], [])
+    np.testing.assert_allclose(dataset.read_features(samples, range(7), "tone"), expected, rtol=1e-6)
+
+
+def test_another_identity_starts_afresh(tiny: Dataset) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        add_feature_space(tiny.path, **TONE, compute=Dies(3, offset=1))
+    job = Dies(at=0)
+    dataset = add_feature_space(tiny.path, **TONE | {"extractor": {"model": "another"}}, compute=job)
+    assert job.calls == len(tiny.manifest.shards)
+    samples = dataset.samples("subj01", "train")
+    expected = tone([dataset.picture(samples, i) for i in range(7)], [])
+    np.testing.assert_allclose(dataset.read_features(samples, range(7), "tone"), expected, rtol=1e-6)
+    assert not list(tiny.path.rglob(".*"))
 
 
 def test_two_spaces_live_side_by_side(tiny: Dataset) -> None:
@@ -128,10 +180,12 @@ def test_two_spaces_live_side_by_side(tiny: Dataset) -> None:
     [
         ({"name": "a.b"}, 0.0, "'a.b' cannot name a feature space"),
         ({"name": "responses"}, 0.0, "no name of"),
-        ({"dtype": "int8"}, 0.0, "use float16 or float32"),
+        ({"dtype": "int8"}, 0.0, "use float16, float32 or bfloat16"),
         ({"shape": (4,)}, 0.0, "returned float64 .* instead of floats"),
         ({}, np.nan, "not finite in float32"),
         ({"dtype": "float16"}, 1e6, "not finite in float16"),
+        ({"dtype": "bfloat16"}, 3.4e38, "not finite in bfloat16"),
+        ({"dtype": "bfloat16"}, np.nan, "not finite in bfloat16"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(
