@@ -8,14 +8,16 @@ from __future__ import annotations
 import io
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from fmri2img.datasets import bfloat16
 from fmri2img.datasets.files import FilePool, Locate, damage
 from fmri2img.datasets.index import ColumnIndex, unpack_index
 from fmri2img.datasets.manifest import (
@@ -28,8 +30,14 @@ from fmri2img.datasets.manifest import (
     read_manifest,
 )
 from fmri2img.datasets.npy import unpack, unpack_npz
+from fmri2img.datasets.places import Places
 from fmri2img.datasets.samples import Samples, concatenate
 from fmri2img.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+INDICES = 64
 
 
 class Dataset:
@@ -42,7 +50,8 @@ class Dataset:
     def __init__(self, path: Path, manifest: DatasetManifest, locate: Locate | None = None) -> None:
         self.path, self.manifest = path, manifest
         self.files = FilePool(path, locate)
-        self._indices: dict[tuple[int, str], ColumnIndex] = {}
+        self._indices: OrderedDict[tuple[int, str], ColumnIndex] = OrderedDict()
+        self._places: dict[str, Places] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -95,6 +104,10 @@ class Dataset:
         """Number of voxels of a subject."""
         return self._subject(subject).voxels
 
+    def inputs(self, subject: str) -> int:
+        """Numbers in one trial's response: its voxels, times the time points of a window."""
+        return prod(self._subject(subject).trial_shape)
+
     def voxel_table(self, subject: str) -> dict[str, np.ndarray]:
         """Per-voxel arrays `(voxels, ...)`: `roi` strings, `noise_ceiling` float32 in [0, 1], others free."""
         return self._arrays(self._subject(subject).table)
@@ -119,10 +132,11 @@ class Dataset:
 
     def shard_samples(self, number: int) -> Samples:
         """The samples of one shard, by its position in the manifest."""
-        index = self.index(number, "responses")
+        index, subject = self.index(number, "responses"), self.manifest.shards[number].subject
         count = len(index.keys)
+        self._add(self._trial_places(subject), number, "responses", index)
         return Samples(
-            subject=self.manifest.shards[number].subject,
+            subject=subject,
             keys=index.keys,
             nsd_id=index.extra["nsd_id"].astype(np.int64),
             repeats=index.extra["repeats"].astype(np.int64),
@@ -161,9 +175,16 @@ class Dataset:
         return captions
 
     def feature(self, samples: Samples, i: int, space: str) -> np.ndarray:
-        """The picture's cached feature, of the shape and dtype of the space."""
-        entry = self._space(space)
-        return self._array(samples, i, space, "npy", tuple(entry.shape), np.dtype(entry.dtype))
+        """The picture's cached feature, of the shape of the space; float32 where it is bfloat16."""
+        found = self.stored_features(samples, [i], space)[0]
+        return bfloat16.from_bits(found) if self._space(space).dtype == "bfloat16" else found
+
+    def feature_tensor(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> torch.Tensor:
+        """Cached features of several samples as stored, a tensor `(n, *shape)` of the space's dtype."""
+        import torch  # readers and the command line do without it
+
+        found = torch.from_numpy(self.stored_features(samples, rows, space))
+        return found.view(torch.bfloat16) if self._space(space).dtype == "bfloat16" else found
 
     def feature_statistics(self, space: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over training pictures, float32 of the space's shape.
@@ -176,6 +197,12 @@ class Dataset:
     def read_trials(
         self, samples: Samples, rows: Sequence[int] | np.ndarray, repeats: Sequence[int] | np.ndarray
     ) -> np.ndarray:
+        """`stored_trials` as float32."""
+        return self.stored_trials(samples, rows, repeats).astype(np.float32)
+
+    def stored_trials(
+        self, samples: Samples, rows: Sequence[int] | np.ndarray, repeats: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         """One trial of each of several samples, read and checked without the sample's other repeats.
 
         Args:
@@ -183,45 +210,81 @@ class Dataset:
             repeats: (n,) which repeat of each, from 0.
 
         Returns:
-            float32 `(n, voxels)`, or `(n, time, voxels)` where trials are windows.
+            float16 `(n, voxels)`, or `(n, time, voxels)` where trials are windows.
         """
-        shape = self._subject(samples.subject).trial_shape
-        size = prod(shape) * 2
-        out = np.empty((len(rows), *shape), np.float32)
-        for line, (i, repeat) in enumerate(zip(rows, repeats, strict=True)):
-            number, row = int(samples.shard[i]), int(samples.row[i])
-            index, key = self.index(number, "responses"), str(samples.keys[i])
-            count, chosen = int(index.extra["repeats"][row]), int(samples.repeats[i])
-            if not 0 <= repeat < chosen:
-                raise InputError(f"{key} has repeats 0 to {chosen - 1}, not {repeat}: choose one of these.")
-            field = index.fields.index(BETAS)
-            start = int(index.offset[row, field]) + int(index.size[row, field]) - (count - int(repeat)) * size
-            crc32 = int(index.extra["trial_crc32"][row, repeat])
-            entry = self.manifest.shards[number].columns["responses"]
-            data = self.files.read(entry, start, size, crc32, key)
-            out[line] = np.frombuffer(data, np.float16).reshape(shape)
-        return out
+        row, repeat = np.asarray(rows, np.int64), np.asarray(repeats, np.int64)
+        wrong = np.flatnonzero((repeat < 0) | (repeat >= samples.repeats[row]))
+        if len(wrong):
+            i, asked = int(row[wrong[0]]), int(repeat[wrong[0]])
+            raise InputError(
+                f"{samples.keys[i]} has repeats 0 to {int(samples.repeats[i]) - 1}, not {asked}: "
+                "choose one of these."
+            )
+        return self._pieces(self._trial_places(samples.subject), "responses", samples, row, repeat)
 
     def read_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
         """Cached features of several samples, float32 `(n, *shape)`."""
-        out = np.empty((len(rows), *self._space(space).shape), np.float32)
-        for line, i in enumerate(rows):
-            out[line] = self.feature(samples, int(i), space)
+        found = self.stored_features(samples, rows, space)
+        if self._space(space).dtype == "bfloat16":
+            return bfloat16.from_bits(found)
+        return found.astype(np.float32, copy=False)
+
+    def stored_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
+        """Cached features of several samples as stored, `(n, *shape)`; bfloat16 as uint16 with its bits."""
+        entry = self._space(space)
+        places = self._places.get(space)
+        if places is None:
+            places = Places(self.manifest.shards, tuple(entry.shape), stored_dtype(entry))
+            places = self._places.setdefault(space, places)
+        return self._pieces(places, space, samples, np.asarray(rows, np.int64), None)
+
+    def _trial_places(self, subject: str) -> Places:
+        name = f"responses of {subject}"  # no space's name has a blank
+        found = self._places.get(name)
+        if found is None:
+            shape = self._subject(subject).trial_shape
+            found = self._places.setdefault(
+                name, Places(self.manifest.shards, shape, np.dtype(np.float16), subject)
+            )
+        return found
+
+    def _pieces(
+        self, places: Places, column: str, samples: Samples, rows: np.ndarray, repeats: np.ndarray | None
+    ) -> np.ndarray:
+        shards = samples.shard[rows]
+        for number in places.missing(shards):
+            self._add(places, number, column, self.index(number, column))
+        offsets, checks = places.of(shards, samples.row[rows], repeats)
+        entries = [self.manifest.shards[number].columns[column] for number in shards.tolist()]
+        out = np.empty((len(rows), *places.shape), places.dtype)
+        self.files.fill(out, entries, offsets, checks, samples.keys[rows], places.head)
         return out
 
+    def _add(self, places: Places, number: int, column: str, index: ColumnIndex) -> None:
+        try:
+            places.add(number, index)
+        except ValueError as error:
+            file = self.manifest.shards[number].columns[column].index.file
+            raise damage(self.path, file, str(error)) from None
+
     def index(self, number: int, column: str) -> ColumnIndex:
-        """The index of a column of one shard, checked against its digest."""
-        found = self._indices.get((number, column))
-        if found is None:
-            shard = self.manifest.shards[number]
-            entry = shard.columns[column]
-            data = self.files.whole(entry.index)
-            try:
-                found = unpack_index(data, column=column, samples=shard.samples, tar_bytes=entry.bytes)
-            except ValueError as error:
-                raise damage(self.path, entry.index.file, str(error)) from None
-            with self._lock:
-                self._indices[number, column] = found
+        """The index of a column of one shard, checked against its digest; the last ones used are kept."""
+        with self._lock:
+            found = self._indices.get((number, column))
+            if found is not None:
+                self._indices.move_to_end((number, column))
+                return found
+        shard = self.manifest.shards[number]
+        entry = shard.columns[column]
+        data = self.files.whole(entry.index)
+        try:
+            found = unpack_index(data, column=column, samples=shard.samples, tar_bytes=entry.bytes)
+        except ValueError as error:
+            raise damage(self.path, entry.index.file, str(error)) from None
+        with self._lock:
+            self._indices[number, column] = found
+            while len(self._indices) > INDICES:
+                self._indices.popitem(last=False)
         return found
 
     def _subject(self, subject: str) -> SubjectEntry:
@@ -267,6 +330,11 @@ class Dataset:
         if array.shape != shape or array.dtype != dtype:
             raise damage(self.path, file, f"{array.shape} {array.dtype} instead of {shape} {dtype}", key)
         return array
+
+
+def stored_dtype(space: FeatureSpaceEntry) -> np.dtype:
+    """The numpy dtype of a space's members; bfloat16, which numpy lacks, is stored as uint16."""
+    return np.dtype("uint16" if space.dtype == "bfloat16" else space.dtype)
 
 
 def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:

@@ -24,6 +24,18 @@ def pack(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """What the bytes of `pack` begin with for an array of this shape and dtype, before its values."""
+    buffer = io.BytesIO()
+    described = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": tuple(int(n) for n in shape),
+    }
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
 @lru_cache(maxsize=1024)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     stream = io.BytesIO(header)
