@@ -179,12 +179,22 @@ class Dataset:
         found = self.stored_features(samples, [i], space)[0]
         return bfloat16.from_bits(found) if self._space(space).dtype == "bfloat16" else found
 
-    def feature_tensor(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> torch.Tensor:
-        """Cached features of several samples as stored, a tensor `(n, *shape)` of the space's dtype."""
+    def feature_tensor(
+        self, parts: Sequence[tuple[Samples, Sequence[int] | np.ndarray]], space: str
+    ) -> torch.Tensor:
+        """Cached features as stored, of rows of several tables one after another.
+
+        A tensor `(all rows, *shape)` of the space's dtype, filled with no copy.
+        """
         import torch  # readers and the command line do without it
 
-        found = torch.from_numpy(self.stored_features(samples, rows, space))
-        return found.view(torch.bfloat16) if self._space(space).dtype == "bfloat16" else found
+        entry = self._space(space)
+        out = np.empty((sum(len(rows) for _, rows in parts), *entry.shape), stored_dtype(entry))
+        at = 0
+        for samples, rows in parts:
+            self.stored_features(samples, rows, space, out=out[at : at + len(rows)])
+            at += len(rows)
+        return torch.from_numpy(out).view(getattr(torch, entry.dtype))
 
     def feature_statistics(self, space: str) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over training pictures, float32 of the space's shape.
@@ -220,7 +230,7 @@ class Dataset:
                 f"{samples.keys[i]} has repeats 0 to {int(samples.repeats[i]) - 1}, not {asked}: "
                 "choose one of these."
             )
-        return self._pieces(self._trial_places(samples.subject), "responses", samples, row, repeat)
+        return self._pieces(self._trial_places(samples.subject), "responses", samples, row, repeats=repeat)
 
     def read_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
         """Cached features of several samples, float32 `(n, *shape)`."""
@@ -229,14 +239,23 @@ class Dataset:
             return bfloat16.from_bits(found)
         return found.astype(np.float32, copy=False)
 
-    def stored_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
-        """Cached features of several samples as stored, `(n, *shape)`; bfloat16 as uint16 with its bits."""
+    def stored_features(
+        self,
+        samples: Samples,
+        rows: Sequence[int] | np.ndarray,
+        space: str,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Cached features of several samples as stored, `(n, *shape)`; bfloat16 as uint16 with its bits.
+
+        They are read into `out` where one is given, C-contiguous and of the stored dtype.
+        """
         entry = self._space(space)
         places = self._places.get(space)
         if places is None:
             places = Places(self.manifest.shards, tuple(entry.shape), stored_dtype(entry))
             places = self._places.setdefault(space, places)
-        return self._pieces(places, space, samples, np.asarray(rows, np.int64), None)
+        return self._pieces(places, space, samples, np.asarray(rows, np.int64), out=out)
 
     def _trial_places(self, subject: str) -> Places:
         name = f"responses of {subject}"  # no space's name has a blank
@@ -249,14 +268,21 @@ class Dataset:
         return found
 
     def _pieces(
-        self, places: Places, column: str, samples: Samples, rows: np.ndarray, repeats: np.ndarray | None
+        self,
+        places: Places,
+        column: str,
+        samples: Samples,
+        rows: np.ndarray,
+        *,
+        repeats: np.ndarray | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         shards = samples.shard[rows]
         for number in places.missing(shards):
             self._add(places, number, column, self.index(number, column))
         offsets, checks = places.of(shards, samples.row[rows], repeats)
         entries = [self.manifest.shards[number].columns[column] for number in shards.tolist()]
-        out = np.empty((len(rows), *places.shape), places.dtype)
+        out = np.empty((len(rows), *places.shape), places.dtype) if out is None else out
         self.files.fill(out, entries, offsets, checks, samples.keys[rows], places.head)
         return out
 

@@ -1,4 +1,4 @@
-"""From the sampling plan to tensors: batches of a rank, read ahead by a thread, and whole sets of pictures."""
+"""From the sampling plan to tensors: batches of a rank, read ahead by threads, and whole sets of pictures."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,20 +21,23 @@ class Batch:
     """One step's rows of one rank: subjects one after another, lanes in order within a subject."""
 
     step: int
-    responses: dict[str, Tensor]  # {subject: (rows, voxels)}
-    features: dict[str, Tensor]  # {space: (all rows, *shape)}
+    responses: dict[str, Tensor]  # {subject: (rows, inputs)}, float16 as stored where no noise was added
+    features: dict[str, Tensor]  # {space: (all rows, *shape)}, in the dtype they are stored in
     pictures: Tensor  # (all rows,) nsd_id
     waited: float  # seconds that training waited for this batch
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        responses = {name: value.to(device) for name, value in self.responses.items()}
-        features = {name: value.to(device) for name, value in self.features.items()}
+        """The same batch on a device, in float32: it is widened there, so that the way to it stays short."""
+        responses = {name: value.to(device).float() for name, value in self.responses.items()}
+        features = {name: value.to(device).float() for name, value in self.features.items()}
         return Batch(self.step, responses, features, self.pictures.to(device), self.waited)
 
 
 class BatchLoader:
-    """Batches of a rank from any step on. A batch is a pure function of the step, so there is no state to save."""
+    """Batches of a rank from any step on. A batch is a pure function of the step, so there is no state to save.
+
+    `workers` threads read up to `ahead` batches ahead of training; neither changes what is read.
+    """
 
     def __init__(
         self,
@@ -48,26 +51,28 @@ class BatchLoader:
         seed: int,
         noise: float,
         ahead: int = 3,
+        workers: int = 1,
     ) -> None:
         self.dataset, self.tables, self.plan, self.spaces = dataset, tables, plan, list(spaces)
-        self.rank, self.world_size, self.seed, self.noise, self.ahead = rank, world_size, seed, noise, ahead
+        self.rank, self.world_size, self.seed, self.noise = rank, world_size, seed, noise
+        self.ahead, self.workers = max(ahead, workers), workers
 
     def read(self, step: int) -> Batch:
         """The batch of one step."""
         responses: dict[str, Tensor] = {}
-        features: dict[str, list[np.ndarray]] = {name: [] for name in self.spaces}
-        pictures: list[np.ndarray] = []
+        parts: list[tuple[Samples, np.ndarray]] = []
         for subject, (rows, repeats) in self.plan.rank_rows(step, self.rank, self.world_size).items():
             table = self.tables[subject]
-            values = self.dataset.read_trials(table, rows, repeats)
+            stored = self.dataset.stored_trials(table, rows, repeats)
+            values = torch.from_numpy(stored.reshape(len(stored), -1))
             if self.noise:
-                values = values + self.noise * self._noise(step, subject, values.shape)
-            responses[subject] = torch.from_numpy(values)
-            pictures.append(table.nsd_id[rows])
-            for name in self.spaces:
-                features[name].append(self.dataset.read_features(table, rows, name))
-        joined = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in features.items()}
-        return Batch(step, responses, joined, torch.from_numpy(np.concatenate(pictures)), 0.0)
+                noise = torch.from_numpy(self._noise(step, subject, tuple(values.shape)))
+                values = noise.mul_(self.noise).add_(values)
+            responses[subject] = values
+            parts.append((table, rows))
+        features = {name: self.dataset.feature_tensor(parts, name) for name in self.spaces}
+        pictures = np.concatenate([table.nsd_id[rows] for table, rows in parts])
+        return Batch(step, responses, features, torch.from_numpy(pictures), 0.0)
 
     def _noise(self, step: int, subject: str, shape: tuple[int, ...]) -> np.ndarray:
         """Noise of each lane's rows from (seed, step, subject, lane): the same at every world size."""
@@ -80,8 +85,8 @@ class BatchLoader:
         return np.concatenate(parts)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Batches of steps first to last - 1, read ahead in one thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        """Batches of steps first to last - 1, in order, read ahead."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
             queue: list[Future[Batch]] = [
                 pool.submit(self.read, s) for s in range(first, min(first + self.ahead, last))
             ]
@@ -108,7 +113,8 @@ def picture_rows(
 ) -> PictureRows:
     """Responses in the chosen sessions with features: averaged over a picture's repeats, or every trial by itself.
 
-    Averages are grouped by picture, single trials by session. Pictures without a repeat in the sessions are left out.
+    A window of time points is one row of `time * voxels`. Averages are grouped by picture, single trials by session.
+    Pictures without a repeat in the sessions are left out.
     Raises InputError when none is left.
     """
     rows, repeats = trials_of(samples, sessions)
@@ -130,7 +136,7 @@ def picture_rows(
         rows = kept
         groups = samples.nsd_id[rows]
     features = {name: dataset.read_features(samples, rows, name) for name in spaces}
-    return PictureRows(responses, features, samples.nsd_id[rows], groups)
+    return PictureRows(responses.reshape(len(rows), -1), features, samples.nsd_id[rows], groups)
 
 
 def with_sessions(samples: Samples, sessions: Sequence[int] | None) -> Samples:
