@@ -144,7 +144,7 @@ class FeatureSpaceEntry(Model):
 
     name: SpaceName
     shape: list[PositiveInt]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "bfloat16"]
     extractor: dict[str, Any]
     statistics: FileEntry
     digest: Sha256
