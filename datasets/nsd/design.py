@@ -63,7 +63,7 @@ class Design:
                 f"{path}: masterordering {order.shape} and subjectim {pictures.shape} are not those of eight "
                 f"subjects and {PICTURES} pictures. Fetch it again."
             )
-        if not (pictures[:, : len(shared)] == shared).all() or len(shared) != SHARED:
+        if len(shared) != SHARED or not (pictures[:, :SHARED] == shared).all():
             raise DamageError(
                 f"{path}: sharedix must be the first {SHARED} pictures of every subject, and is not. "
                 "Fetch it again."
