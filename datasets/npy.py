@@ -47,7 +47,7 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+def read_header(data: bytes | memoryview) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """Shape, Fortran order, dtype and length of the header that `data` begins with.
 
     Raises:
@@ -65,7 +65,7 @@ def read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     return shape, fortran, dtype, length
 
 
-def unpack(data: bytes) -> np.ndarray:
+def unpack(data: bytes | memoryview) -> np.ndarray:
     """The array of a `.npy` payload, as a read-only view of `data`.
 
     Raises:

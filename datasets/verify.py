@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32 as crc32_of
 
 from fmri2img.datasets.dataset import Dataset, stored_dtype
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import BETAS, MANIFEST, DatasetManifest, FileEntry, ShardEntry, read_manifest
 from fmri2img.datasets.npy import read_header, unpack, unpack_npz
 from fmri2img.datasets.source import Progress, silent
+from fmri2img.datasets.tars import TarWalk
 from fmri2img.errors import DamageError
 
 BESIDE = (MANIFEST, "README.md", "croissant.json")
@@ -158,25 +157,29 @@ class _Verification:
             return
         if found != entry.bytes:
             yield Problem(entry.file, None, f"{found} bytes long, but the manifest says {entry.bytes}")
-        with open(path, "rb", buffering=1 << 18) as file:
-            stream = _Hashing(file)
+        with open(path, "rb", buffering=0) as file:
+            walk = TarWalk(file, found)
             if index is not None:
-                yield from self._members(shard, column, entry, index, stream)
-            stream.drain()
-        if stream.digest.hexdigest() != entry.sha256:
+                yield from self._members(shard, column, entry, index, walk)
+            digest, empty = walk.finish()
+        if index is not None and not empty:
+            yield Problem(entry.file, None, "there are bytes after the end of the archive")
+        if digest != entry.sha256:
             yield Problem(entry.file, None, "its sha256 is not the manifest's")
         self._tick(entry.bytes)
 
     def _members(
-        self, shard: ShardEntry, column: str, entry: FileEntry, index: ColumnIndex, stream: _Hashing
+        self, shard: ShardEntry, column: str, entry: FileEntry, index: ColumnIndex, walk: TarWalk
     ) -> Iterator[Problem]:
         """Compare the tar's members, in order, with the index."""
         names, place, found = index.names(), 0, set[str]()
         width = len(index.fields)
         wanted = dict(zip(names, range(len(names)), strict=True))
         try:
-            for name, offset, data in _walk(stream, entry.bytes):
+            for name, offset, data, filled in walk.members():
                 key = name.split(".")[0]
+                if not filled:
+                    yield Problem(entry.file, key, f"the filling after {name} is not zeros")
                 if name not in wanted or name in found:
                     yield Problem(entry.file, key, f"member {name} is not in the index, or twice in the tar")
                     continue
@@ -189,56 +192,16 @@ class _Verification:
                 lies, told = (offset, len(data)), (int(index.offset[row, field]), int(index.size[row, field]))
                 if lies != told:
                     yield Problem(entry.file, key, f"{name} lies at {lies}, the index says {told}")
-                elif zlib.crc32(data) != int(index.crc32[row, field]):
+                elif crc32_of(data) != int(index.crc32[row, field]):
                     yield Problem(entry.file, key, f"the crc32 of {name} is not the index's")
                 else:
                     for rule in _content(self.manifest, shard, column, index, row, index.fields[field], data):
                         yield Problem(entry.file, key, f"{name}: {rule}")
-        except (tarfile.TarError, ValueError) as error:
+        except ValueError as error:
             yield Problem(entry.file, None, f"the tar cannot be read to its end ({error})")
         for name in names:
             if name not in found:
                 yield Problem(entry.file, name.split(".")[0], f"member {name} is missing")
-
-
-class _Hashing:
-    """Hashes a file while it is read, to the last byte."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.digest.update(data)
-        return data
-
-    def drain(self) -> None:
-        while self.read(1 << 20):
-            pass
-
-
-def _walk(stream: _Hashing, size: int) -> Iterator[tuple[str, int, bytes]]:
-    """Name, offset and payload of every member of a tar of `size` bytes, with no header trusted beyond that.
-
-    Raises:
-        tarfile.TarError: a header is damaged, or announces more than there is.
-    """
-    place = 0
-    while block := stream.read(tarfile.BLOCKSIZE):
-        place += len(block)
-        if block.count(0) == tarfile.BLOCKSIZE:
-            return
-        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        if not member.isreg() or not 0 <= member.size <= size - place:
-            raise tarfile.ReadError(
-                f"the header before byte {place} announces {member.size} bytes of {member.name}"
-            )
-        data = stream.read(member.size)
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"the file ends within {member.name}")
-        yield member.name, place, data
-        place += len(data) + len(stream.read(-member.size % tarfile.BLOCKSIZE))
-    raise tarfile.ReadError("the file ends before the end of the archive")
 
 
 def _content(
@@ -248,7 +211,7 @@ def _content(
     index: ColumnIndex,
     row: int,
     ending: str,
-    data: bytes,
+    data: memoryview,
 ) -> Iterator[str]:
     """What is wrong with a payload whose bytes are those that were indexed."""
     try:
@@ -256,20 +219,17 @@ def _content(
             array, repeats = unpack(data), int(index.extra["repeats"][row])
             shape = (repeats, *manifest.subjects[shard.subject].trial_shape)
             if array.shape != shape or array.dtype != np.float16:
-                yield f"it is {array.dtype} {array.shape}"
-            elif [zlib.crc32(t.data) for t in array] != index.extra["trial_crc32"][row, :repeats].tolist():
+                yield f"it is {array.dtype} {array.shape}, and must be float16 {shape}"
+            elif [crc32_of(trial) for trial in array] != index.extra["trial_crc32"][row, :repeats].tolist():
                 yield "the crc32 of a trial is not the index's"
         elif ending == "npy":
             space = manifest.feature_spaces[column]
             shape, _, dtype, length = read_header(data)
-            if (
-                shape != tuple(space.shape)
-                or dtype != stored_dtype(space)
-                or prod(shape) * dtype.itemsize != len(data) - length
-            ):
+            wanted = tuple(space.shape), stored_dtype(space)
+            if (shape, dtype) != wanted or prod(shape) * dtype.itemsize != len(data) - length:
                 yield f"it is {dtype} {shape}, but the space is {space.dtype} {space.shape}"
         elif ending == "json" and column == "responses":
-            yield from _record(json.loads(data), index, row)
+            yield from _record(json.loads(bytes(data)), index, row)
     except (ValueError, KeyError, TypeError) as error:
         yield f"cannot be parsed ({error})"
 
