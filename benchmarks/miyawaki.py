@@ -32,6 +32,14 @@ from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline, pre
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 FEATURES, DIRECTION = "two_way_patches-10", "two_way_directed_patches-10"
+# Pictures never seen need penalties that hold for pictures never seen. Both people went through one order of pictures,
+# so the head is fitted to S1's latents trial by trial; training it on three pictures would teach it only these.
+UNSEEN = [
+    "pretraining.fits_on=pictures",
+    "pretraining.trial_latents=true",
+    "finetuning.head=paired",
+    "finetuning.steps=0",
+]
 Scores = dict[str, dict[str, list[float]]]
 
 
@@ -75,15 +83,15 @@ def leave_runs_out(root: Path, work: Path, recipe: Recipe) -> dict[str, Scores]:
     return result
 
 
-def leave_shapes_out(root: Path, work: Path, recipe: Recipe) -> dict[str, Scores]:
-    """The same comparison for S2 with S1 as its teacher, by pair of shapes."""
+def leave_shapes_out(root: Path, work: Path, recipe: Recipe, unseen: Recipe) -> dict[str, Scores]:
+    """The same comparison for S2 with S1 as its teacher, whose recipe is `unseen`, by pair of shapes."""
     result: dict[str, Scores] = {}
     for pair in itertools.combinations(range(5), 2):
         here = work / f"{pair[0]}{pair[1]}"
         split = {"test_sessions": {}, "test_pictures": {"S2": list(pair)}}
         data = build(root, here / "data", recipe, split)
         scores: Scores = defaultdict(lambda: defaultdict(list))
-        compare(scores, recipe, here, data, "S2", pretrain_on=("S1",), candidates="split")
+        compare(scores, recipe, here, data, "S2", pretrain_on=("S1",), candidates="split", teacher=unseen)
         result["-".join(map(str, pair))] = scores
     return result
 
@@ -97,18 +105,20 @@ def compare(
     *,
     pretrain_on: tuple[str, ...],
     candidates: Any,
+    teacher: Recipe | None = None,
 ) -> None:
-    """Train every method and score it on the test trials."""
-    plain = recipe.model_dump(mode="json")
+    """Train every method and score it on the test trials; `teacher` pretrains and finetunes by another recipe."""
 
-    def spec(run: str, subjects: tuple[str, ...], parent: Path | None = None) -> StageSpec:
+    def spec(run: str, subjects: tuple[str, ...], by: Recipe, parent: Path | None = None) -> StageSpec:
         start = None if parent is None else str(parent)
+        plain = by.model_dump(mode="json")
         return StageSpec(plain, str(data), subjects, str(work / run), parent=start, engine="accelerate")
 
-    pretrain(spec("pretrained", pretrain_on))
-    fit_ridge_baseline(spec("ridge", (subject,)))
-    finetune(spec("alone", (subject,)))
-    finetune(spec("finetuned", (subject,), work / "pretrained"))
+    teacher = teacher or recipe
+    pretrain(spec("pretrained", pretrain_on, teacher))
+    fit_ridge_baseline(spec("ridge", (subject,), recipe))
+    finetune(spec("alone", (subject,), recipe))
+    finetune(spec("finetuned", (subject,), teacher, work / "pretrained"))
     for method in ("ridge", "alone", "finetuned"):
         add(scores, method, score(work / method, data, subject, candidates))
     if subject in pretrain_on:
@@ -120,6 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--shapes", action="store_true", help="only the shapes")
+    parser.add_argument("--set", nargs="*", default=[], help="key.key=value over the recipe, for the shapes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     means: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -127,8 +139,11 @@ def main() -> None:
         values = [f"pretraining.seed={seed}", f"finetuning.seed={seed}"]
         recipe = load_recipe(str(EXAMPLES / "miyawaki2008-recipe.yaml"), values=values)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-            runs = leave_runs_out(arguments.root, Path(folder) / "runs", recipe)
-            shapes = leave_shapes_out(arguments.root, Path(folder) / "shapes", recipe)
+            runs = {} if arguments.shapes else leave_runs_out(arguments.root, Path(folder) / "runs", recipe)
+            unseen = load_recipe(
+                str(EXAMPLES / "miyawaki2008-recipe.yaml"), values=[*values, *UNSEEN, *arguments.set]
+            )
+            shapes = leave_shapes_out(arguments.root, Path(folder) / "shapes", recipe, unseen)
         for subject, scores in runs.items():
             collect(means[f"runs {subject}"], scores)
         for pair, scores in shapes.items():

@@ -48,7 +48,14 @@ class TrainingConfig(Strict):
         default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
     )
     start: Literal["ridge", "random"] = "ridge"
-    head: Literal["posterior", "ridge"] = Field(default="posterior", description="how a new head is fitted")
+    head: Literal["posterior", "ridge", "paired"] = Field(
+        default="posterior",
+        description="how a new head is fitted; paired: to others' latents at the same trials of one experiment",
+    )
+    trial_latents: bool = Field(
+        default=False,
+        description="pretraining keeps every training trial's latent with the checkpoint, for paired heads",
+    )
     fits_on: Literal["pictures", "trials"] = Field(
         default="pictures",
         description="rows of closed-form fits: averages over repeats, cross-validated over pictures; or single trials, "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmri2img.checkpoints_schema import MODEL_NAME
 from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import MultiSubjectDecoder
@@ -38,8 +39,8 @@ class Job:
     validation: Mapping[str, PictureRows]
     identity: Identity
     watch: Watch | None
-    # Makes the finished model's tensors.
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    # Makes the files of the finished model from its weights.
+    finish: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None
     # What the checkpoint that a run resumes from knew.
     metrics: Metrics = field(default_factory=dict)
     best: Best = field(default_factory=Best)
@@ -83,8 +84,7 @@ def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
     if job.config.select == "best" and best.step >= 0:
         model = best.tensors
         metrics = {**metrics, "validation/best_loss": best.loss, "validation/best_step": float(best.step)}
-    if job.finish is not None:
-        model = job.finish(model)
+    files = {MODEL_NAME: model} if job.finish is None else job.finish(model)
     return save(
         job.run,
         job.config.steps,
@@ -92,7 +92,7 @@ def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
         job.identity,
         metrics=metrics,
         keep=job.config.keep,
-        model=model,
+        finished=files,
     )
 
 

@@ -23,6 +23,7 @@ from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, 
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
 from fmri2img.trainer.loop import Job, check_layout, train
+from fmri2img.trainer.pairing import TRIALS, Trials, paired_targets, read_trials, trial_latents
 from fmri2img.trainer.state import (
     Best,
     Identity,
@@ -131,13 +132,18 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         DeepSpeedEngine(decoder, config) if spec.engine == "deepspeed" else AccelerateEngine(decoder, config)
     )
 
-    def finish(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def finish(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         copy = _fresh(recipe, material, config)
         load_weights(copy, tensors)
-        _on_rank_zero(
-            copy, lambda: fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
-        )
-        return dict(copy.state_dict())
+        kept: dict[str, Tensor] = {}
+
+        def fit() -> None:
+            fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
+            if config.trial_latents:
+                kept.update(trial_latents(copy, _trials(material, recipe, spec)))
+
+        _on_rank_zero(copy, fit)
+        return {schema.MODEL_NAME: dict(copy.state_dict())} | ({TRIALS: kept} if kept else {})
 
     return _run(
         spec, recipe, config, material, engine, resumed, listener=listener, finish=finish, parent=None
@@ -154,7 +160,7 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     (subject,) = spec.subjects
     check_layout(config, spec.subjects, world=1)
     material = open_material(spec, recipe, config)
-    parent = None
+    parent, found = None, None
     if spec.parent is not None:
         found = schema.resolve(Path(spec.parent))
         parent = schema.parent_record(found)
@@ -172,9 +178,8 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     resumed = find_resumable(Path(spec.run), spec.config(), parent=parent)
     if resumed is not None:
         load_weights(decoder, resumed.model)
-    elif parent is not None:
-        rows = _rows(material, recipe, spec, config)[subject]
-        fit_head(decoder, subject, rows, seed=config.seed, method=config.head)
+    elif found is not None:
+        _start_head(decoder, subject, found, spec, recipe, material)
     elif config.start == "ridge":
         start_as_ridge(decoder, _rows(material, recipe, spec, config), seed=config.seed)
     if config.trainable == "head" and parent is not None:
@@ -209,7 +214,7 @@ def _run(
     resumed: Resumed | None,
     *,
     listener: Listener | None,
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+    finish: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None,
     parent: schema.ParentRecord | None,
 ) -> Path:
     run = Path(spec.run)
@@ -286,6 +291,36 @@ def _rows(
         )
         for subject, table in material.tables.items()
     }
+
+
+def _trials(material: Material, recipe: Recipe, spec: StageSpec) -> dict[str, Trials]:
+    return {
+        subject: read_trials(material.dataset, table, list(recipe.spaces), spec.sessions)
+        for subject, table in material.tables.items()
+    }
+
+
+def _start_head(
+    decoder: MultiSubjectDecoder,
+    subject: str,
+    found: schema.Found,
+    spec: StageSpec,
+    recipe: Recipe,
+    material: Material,
+) -> None:
+    """Fit the new subject's head as the recipe says."""
+    config = recipe.finetuning
+    if config.head != "paired":
+        rows = _rows(material, recipe, spec, config)[subject]
+        return fit_head(decoder, subject, rows, seed=config.seed, method=config.head)
+    if TRIALS not in found.manifest.files:
+        raise InputError(
+            f"{found.path} keeps no latents of single trials, which head: paired is fitted to: "
+            "pretrain with pretraining.trial_latents: true, or use head: posterior"
+        )
+    trials = _trials(material, recipe, spec)[subject]
+    pairs = paired_targets(schema.load_tensors(found.path, TRIALS), trials.places)
+    fit_head(decoder, subject, trials.rows, seed=config.seed, method="paired", paired=pairs)
 
 
 def _on_rank_zero(decoder: MultiSubjectDecoder, work: Callable[[], object]) -> None:

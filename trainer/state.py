@@ -55,12 +55,12 @@ def save(
     *,
     metrics: Mapping[str, float],
     keep: int,
-    model: Mapping[str, Tensor] | None = None,
+    finished: Mapping[str, Mapping[str, Tensor]] | None = None,
     best: Best | None = None,
 ) -> Path:
     """Commit `step-...` with the whole model and the state to resume from. Collective: all ranks or none.
 
-    `model` stands in for the engine's weights where the finished model differs from them (best step, alignment).
+    `finished` are the files of the finished model, where it differs from the engine's weights (best step, alignment).
     """
     tensors = engine.model_tensors()
     moments = engine.optimiser_tensors()
@@ -70,8 +70,9 @@ def save(
     error: Exception | None = None
     if rank() == 0:
         try:
-            files = {schema.MODEL_NAME: dict(model or tensors), OPTIMISER: moments}
-            if model is not None:
+            files: dict[str, Mapping[str, Tensor]] = dict(finished or {schema.MODEL_NAME: tensors})
+            files[OPTIMISER] = moments
+            if finished is not None:
                 files["state/model.safetensors"] = tensors
             position: dict[str, Any] = {}
             if best is not None and best.step >= 0:

@@ -27,7 +27,7 @@ class PictureRows:
     groups: np.ndarray
 
 
-HeadMethod = Literal["posterior", "ridge"]
+HeadMethod = Literal["posterior", "ridge", "paired"]
 MOST_FEATURES = (
     8192  # a basis of more features than this would need a (features x features) eigenproblem too large
 )
@@ -145,13 +145,15 @@ def fit_head(
     *,
     seed: int,
     method: HeadMethod = "posterior",
+    paired: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Fit a new subject's head so that its latents are those that the shared space expects for the pictures seen.
 
     `ridge` regresses `decoder.alignment(features)` on the voxels. `posterior` regresses the voxels on it and inverts
     that encoding model by Bayes' rule, with the latents of pretraining's pictures as the prior (after Naselaris et al.
     2009, Neuron; here all Gaussian): what a few trials cannot tell comes from what pictures are like. Penalties are
-    chosen by cross-validation.
+    chosen by cross-validation. `paired` is `ridge` to the latents that others had at the same trials, and to
+    the expected ones elsewhere: it needs `paired`, their mean latents (rows, L) and how many each is the mean of (rows,).
     """
     alignment = decoder.alignment
     if not alignment.fitted:
@@ -159,7 +161,14 @@ def fit_head(
             "this checkpoint has no alignment of features to the shared latent: pretrain it again with this version"
         )
     expected = alignment(torch.from_numpy(_targets(decoder, rows))).numpy()
-    if method == "ridge":
+    if method == "paired":
+        if paired is None or not paired[1].any():
+            raise InputError(
+                f"head: paired needs trials that {subject} and a subject of pretraining saw at the same session and "
+                f"place, and none of the {len(expected)} is: use head: posterior"
+            )
+        expected = np.where(paired[1][:, None] > 0, paired[0], expected)
+    if method in ("ridge", "paired"):
         fit = fit_ridge(rows.responses, expected, groups=rows.groups, seed=seed)
         weight, bias = fit.weight, fit.bias
     else:
