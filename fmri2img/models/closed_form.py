@@ -153,7 +153,7 @@ def fit_head(
     that encoding model by Bayes' rule, with the latents of pretraining's pictures as the prior (after Naselaris et al.
     2009, Neuron; here all Gaussian): what a few trials cannot tell comes from what pictures are like. Penalties are
     chosen by cross-validation. `paired` is `ridge` to the latents that others had at the same trials, and to
-    the expected ones elsewhere: it needs `paired`, their mean latents (rows, L) and how many each is the mean of (rows,).
+    the expected ones elsewhere: it needs `paired`, their means (rows, L) and how many each is the mean of (rows,).
     """
     alignment = decoder.alignment
     if not alignment.fitted:
