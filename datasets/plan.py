@@ -4,6 +4,10 @@ A run has a fixed number of lanes. Each lane owns a contiguous share of every su
 number of rows of every subject in each global batch. A world size is any divisor of the number of lanes, and
 a rank reads the rows of its lanes: so the rows of step `n` are the same at every world size, every batch
 holds every subject in the same order, and a position in training is one integer. Nothing is communicated.
+
+Trials come in shard order, so a lane reads a run of whole shards and, where its share begins or ends within
+one, that shard too: two neighbours share at most one. Cutting at whole shards instead would spare that one but
+leave lanes of unequal length, and then no epoch would visit every trial equally often.
 """
 
 from __future__ import annotations
@@ -65,6 +69,7 @@ class SamplingPlan:
                 f"subjects in each of {lanes} lanes: it must be a multiple of {unit}, such as {choice}."
             )
         self.rows = global_batch // unit
+        self._shards = {name: tables[name].shard for name in self.subjects}
         self._trials = {name: trials_of(tables[name], _chosen(sessions, name)) for name in self.subjects}
         fewest = min(self.subjects, key=lambda name: self.trials[name])
         self._check_enough(fewest, self.trials[fewest])
@@ -130,24 +135,46 @@ class SamplingPlan:
             for subject in self.subjects
         }
 
+    def lane_shards(self, subject: str, lane: int) -> list[int]:
+        """The shards a lane reads of a subject, by their position in the manifest, ascending."""
+        return np.unique(self._shards[subject][self.lane_trials(subject, lane)[0]]).tolist()
+
+    def upcoming_shards(self, step: int, rank: int, world_size: int) -> list[int]:
+        """Every shard a rank reads from a step on, by position in the manifest, the first needed first."""
+        needed: dict[int, int] = {}
+        for lane in self.rank_lanes(rank, world_size):
+            for subject in self.subjects:
+                samples, _ = self.lane_trials(subject, lane)
+                epoch, place = divmod(step * self.rows, len(samples))
+                now = self._order(subject, lane, epoch, len(samples))[place:]
+                after = self._drawn(subject, lane, epoch + 1, len(samples))
+                shards = self._shards[subject][samples[np.concatenate([now, after])]]
+                found, places = np.unique(shards, return_index=True)
+                for shard, first in zip(found.tolist(), places.tolist(), strict=True):
+                    due = first // self.rows
+                    needed[shard] = min(due, needed.get(shard, due))
+        return sorted(needed, key=lambda shard: (needed[shard], shard))
+
     def _stream(self, subject: str, lane: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         samples, repeats = self.lane_trials(subject, lane)
-        position = step * self.rows + np.arange(self.rows)
-        epochs, places = position // len(samples), position % len(samples)
-        chosen = np.empty(self.rows, np.int64)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            chosen[now] = self._order(subject, lane, int(epoch), len(samples))[places[now]]
+        epoch, place = divmod(step * self.rows, len(samples))
+        chosen = self._order(subject, lane, epoch, len(samples))[place : place + self.rows]
+        if len(chosen) < self.rows:  # never more than one own epoch ends: a lane has at least as many trials
+            rest = self._order(subject, lane, epoch + 1, len(samples))[: self.rows - len(chosen)]
+            chosen = np.concatenate([chosen, rest])
         return samples[chosen], repeats[chosen]
 
     def _order(self, subject: str, lane: int, epoch: int, size: int) -> np.ndarray:
         known = self._orders.get((subject, lane))
         if known is None or known[0] != epoch:
-            digest = digest_json([self.fingerprint, self.seed, subject, lane, epoch])
-            draws = np.random.Philox(int(digest[:32], 16)).random_raw(size)
-            known = epoch, np.argsort(draws, kind="stable")
+            known = epoch, self._drawn(subject, lane, epoch, size)
             self._orders[subject, lane] = known
         return known[1]
+
+    def _drawn(self, subject: str, lane: int, epoch: int, size: int) -> np.ndarray:
+        digest = digest_json([self.fingerprint, self.seed, subject, lane, epoch])
+        draws = np.random.Philox(int(digest[:32], 16)).random_raw(size)
+        return np.argsort(draws, kind="stable")
 
     def _size(self, trials: int, lane: int) -> int:
         return trials * (lane + 1) // self.lanes - trials * lane // self.lanes
