@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,19 @@ TWO = {name: THREE[name] for name in ("subj01", "subj02")}
 
 @settings(deadline=None, max_examples=40)
 @given(
-    lanes=st.sampled_from([1, 2, 4, 6, 12]),
-    rows=st.integers(1, 4),
+    lanes=st.sampled_from([1, 2, 6, 8, 12, 24]),
+    rows=st.integers(1, 2),
     step=st.integers(0, 200),
     seed=st.integers(0, 5),
     sizes=st.lists(st.integers(50, 90), min_size=1, max_size=3),
+    sessions=st.sampled_from([None, [1, 2, 3], [2, 3, 4]]),
 )
 def test_the_union_over_ranks_is_the_same_at_every_world_size(
-    lanes: int, rows: int, step: int, seed: int, sizes: list[int]
+    lanes: int, rows: int, step: int, seed: int, sizes: list[int], sessions: Any
 ) -> None:
     tables = {f"subj{i:02d}": table(f"subj{i:02d}", n) for i, n in enumerate(sizes)}
-    made = plan(tables, lanes=lanes, global_batch=lanes * rows * len(sizes), seed=seed)
+    rows = max(1, min(rows, 48 // lanes))
+    made = plan(tables, lanes=lanes, global_batch=lanes * rows * len(sizes), seed=seed, sessions=sessions)
     alone = made.rank_rows(step, 0, 1)
     assert list(alone) == sorted(tables)
     for world_size in made.world_sizes:
@@ -105,6 +108,73 @@ def test_lanes_own_contiguous_shares_of_nearly_equal_size() -> None:
         sizes = [len(share) for share in shares]
         assert max(sizes) - min(sizes) <= 1
         assert (np.diff(np.concatenate(shares)) >= 0).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lanes=st.sampled_from([1, 2, 3, 8]),
+    rows=st.integers(1, 3),
+    sizes=st.lists(st.integers(20, 60), min_size=1, max_size=3),
+    seed=st.integers(0, 3),
+)
+def test_every_micro_batch_holds_every_subject_equally(
+    lanes: int, rows: int, sizes: list[int], seed: int
+) -> None:
+    tables = {f"subj{i:02d}": table(f"subj{i:02d}", n) for i, n in enumerate(sizes)}
+    made = plan(tables, lanes=lanes, global_batch=lanes * rows * len(sizes), seed=seed)
+    for step in (0, 7):
+        for lane in range(lanes):
+            held = made.lane_rows(step, lane)
+            assert list(held) == sorted(tables)
+            assert [len(samples) for samples, _ in held.values()] == [rows] * len(tables)
+            for subject, (samples, repeats) in held.items():
+                pairs = set(zip(samples.tolist(), repeats.tolist(), strict=True))
+                assert len(pairs) == rows or step * rows // len(made.lane_trials(subject, lane)[0]) > 0
+                assert (repeats < tables[subject].repeats[samples]).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(each=st.integers(1, 12), lanes=st.sampled_from([1, 2, 3, 4, 6, 8]), rows=st.integers(1, 4))
+def test_each_epoch_visits_every_trial_of_the_largest_subject_exactly_once(
+    each: int, lanes: int, rows: int
+) -> None:
+    count = each * lanes * rows
+    number = np.arange(count)
+    keys = np.array([f"subj01_nsd{n:05d}" for n in number])
+    ones = np.ones((count, 1), np.int16)
+    largest = Samples("subj01", keys, number, number * 0 + 1, ones, number // 8, number % 8)
+    made = plan({"subj01": largest}, lanes=lanes, global_batch=lanes * rows)
+    assert made.steps_per_epoch == each
+    for epoch in range(3):
+        steps = range(epoch * each, (epoch + 1) * each)
+        seen = np.concatenate([made.rank_rows(step, 0, 1)["subj01"][0] for step in steps])
+        assert sorted(seen.tolist()) == number.tolist()
+
+
+def test_the_shards_of_a_lane_are_those_of_its_trials_and_neighbours_share_at_most_one() -> None:
+    big = {name: table(name, n) for name, n in (("subj01", 640), ("subj02", 500))}
+    made = plan(big, lanes=4, global_batch=8)
+    for subject in made.subjects:
+        owned = [made.lane_shards(subject, lane) for lane in range(4)]
+        for lane, shards in enumerate(owned):
+            samples, _ = made.lane_trials(subject, lane)
+            assert shards == sorted({int(big[subject].shard[i]) for i in samples})
+            assert shards == list(range(shards[0], shards[-1] + 1))
+        for one, other in pairwise(owned):
+            assert len(set(one) & set(other)) <= 1
+        assert set().union(*owned) == set(big[subject].shard.tolist())
+
+
+@pytest.mark.parametrize("step", [0, 3, 18, 40])
+def test_upcoming_shards_come_in_the_order_in_which_they_are_needed(step: int) -> None:
+    big = {"subj01": table("subj01", 640)}
+    made = plan(big, lanes=4, global_batch=8)
+    for rank in (0, 1):
+        truth: list[int] = []
+        for later in range(step, step + 3 * made.steps_per_epoch):
+            needed = {int(big["subj01"].shard[i]) for i in made.rank_rows(later, rank, 2)["subj01"][0]}
+            truth += sorted(needed - set(truth))
+        assert made.upcoming_shards(step, rank, 2) == truth
 
 
 def test_a_step_does_not_depend_on_what_was_asked_before() -> None:
