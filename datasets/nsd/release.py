@@ -5,7 +5,7 @@ One session is in memory at a time, and of it only the chosen voxels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,8 @@ import numpy as np
 from fmri2img.datasets.nsd.behaviour import Behaviour
 from fmri2img.datasets.nsd.betas import read_betas
 from fmri2img.datasets.nsd.design import Design
-from fmri2img.datasets.nsd.layout import BETAS, SESSIONS, SPACES, TRIALS, NsdLayout, known
-from fmri2img.datasets.nsd.regions import Voxels, select_voxels
+from fmri2img.datasets.nsd.layout import SESSIONS, TRIALS, NsdLayout, known_subject
+from fmri2img.datasets.nsd.regions import Voxels
 from fmri2img.datasets.nsd.stimuli import Stimuli, read_captions
 from fmri2img.datasets.source import NamedSplit, SessionTrials, SubjectSource
 from fmri2img.errors import InputError
@@ -24,9 +24,13 @@ from fmri2img.errors import InputError
 TERMS = "NSD Terms and Conditions, https://cvnlab.slite.page/p/IB6BSeW_7o/Terms-and-Conditions"
 
 
+BehaviourOf = Callable[[int], Mapping[str, np.ndarray]]
+"""The behaviour on each trial of a session, by name."""
+
+
 @dataclass(frozen=True)
 class NsdSubject:
-    """One subject's betas, as a `SubjectSource`."""
+    """One subject's betas, as a `SubjectSource`; a session of the chosen voxels is in memory at a time."""
 
     layout: NsdLayout
     design: Design
@@ -35,7 +39,7 @@ class NsdSubject:
     version: str
     chosen: Voxels
     sessions: Sequence[int]
-    behaviour: Behaviour | None = None
+    behaviour: BehaviourOf = lambda session: {}
 
     @property
     def voxels(self) -> int:
@@ -51,13 +55,12 @@ class NsdSubject:
         nsd_ids = self.design.nsd_ids(self.subject, session)
         path = self.layout.betas(self.subject, self.space, self.version, session)
         responses = read_betas(path, self.chosen.shape, self.chosen.positions, trials=TRIALS)
-        behaviour = self.behaviour.session(session, nsd_ids) if self.behaviour else {}
-        return SessionTrials(responses, nsd_ids, behaviour=behaviour)
+        return SessionTrials(responses, nsd_ids, behaviour=self.behaviour(session))
 
 
 @dataclass(frozen=True)
 class NsdRelease:
-    """What all sources of the release share: design, splits, pictures, captions, terms.
+    """What all sources of the release share: design, splits, pictures, captions, behaviour.
 
     Args:
         root: the folder of the release.
@@ -76,7 +79,7 @@ class NsdRelease:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            known(name, list(SESSIONS), "subject")
+            known_subject(name)
         if not self.names or len(set(self.names)) != len(self.names):
             raise InputError(f"Subjects {list(self.names)}: name at least one, and none twice.")
         most = max(SESSIONS[name] for name in self.names)
@@ -107,68 +110,55 @@ class NsdRelease:
         seen = [self.design.nsd_ids(name, s) for name in self.names for s in self.sessions(name)]
         return read_captions(self.layout, np.unique(np.concatenate(seen)).tolist())
 
+    def check_files(self) -> None:
+        """Open the design and the pictures, so that one that is missing or damaged is named now."""
+        assert self.design is not None and self.stimuli is not None
+
     def sessions(self, subject: str) -> list[int]:
         """Sessions of a subject to build."""
         return [s for s in self.design.sessions(subject) if s <= (self.last_session or s)]
 
-    def behaviour(self, subject: str) -> Behaviour | None:
-        """A subject's behaviour, where the release has it."""
+    def behaviour(self, subject: str) -> BehaviourOf:
+        """A subject's behaviour; of no name where the release has no `responses.tsv`."""
         path = self.layout.find_behaviour(subject)
-        return Behaviour(path) if path else None
+        if path is None:
+            return lambda session: {}
+        answers = Behaviour(path)
+        return lambda session: answers.session(session, self.design.nsd_ids(subject, session))
 
 
 @dataclass(frozen=True)
 class NsdSource:
-    """The release's single-trial betas, as a `TrialSource`.
+    """Subjects of the release with its pictures and splits, as a `TrialSource`.
 
     Args:
-        release: subjects, sessions and pictures.
-        version: `b1`, `b2` or `b3`.
-        rois: voxels of these ROIs, see `select_voxels`.
-        space: `func1pt8mm` or `func1mm`.
-
-    Raises:
-        InputError: an unknown space, beta version or ROI, or a missing file.
-        DamageError: a damaged file.
+        release: what the subjects share.
+        subjects: by subject id.
+        details: for the provenance, what the responses are.
     """
 
     release: NsdRelease
-    version: str = "b3"
-    rois: Sequence[str] = ("nsdgeneral",)
-    space: str = "func1pt8mm"
+    subjects: Mapping[str, SubjectSource]
+    details: Mapping[str, str]
     name: str = "nsd"
     terms: str = TERMS
 
-    def __post_init__(self) -> None:
-        known(self.space, SPACES, "space")
-        known(self.version, list(BETAS), "beta version")
-        self._refuse_missing()
-
-    @cached_property
-    def subjects(self) -> Mapping[str, SubjectSource]:
-        """Subject sources by subject id."""
-        return {name: self._subject(name) for name in self.release.names}
-
     @property
     def provenance(self) -> dict[str, str]:
-        """Beta version, space, ROIs, units and what else the arrays depend on."""
+        """The release, what the responses are, pictures and captions."""
+        size = self.release.picture_size
+        captions = "none: the release's folder holds no COCO files"
         return {
             "release": "Natural Scenes Dataset, naturalscenesdataset.org",
-            "betas": f"{self.version} ({BETAS[self.version]})",
-            "space": self.space,
-            "rois": ", ".join(self.rois),
-            "units": "per cent signal change before normalisation",
-            "pictures": f"{self.release.picture_size or 'original'} pixels",
-            "captions": "COCO 2017"
-            if self.release.captions is not None
-            else "none: no COCO files in the release",
+            **self.details,
+            "pictures": f"{size} x {size} pixels, Lanczos" if size else "as released",
+            "captions": captions if self.release.captions is None else "COCO 2017",
         }
 
     @property
     def splits(self) -> Mapping[str, NamedSplit]:
         """The field's named splits that these sessions hold in full."""
-        built = {name: self.release.sessions(name)[-1] for name in self.release.names}
-        return self.release.design.splits(built)
+        return self.release.design.splits({name: max(s.sessions) for name, s in self.subjects.items()})
 
     def picture(self, nsd_id: int) -> np.ndarray:
         """uint8 `(height, width, 3)`."""
@@ -181,25 +171,3 @@ class NsdSource:
     def is_test(self, subject: str, nsd_id: int, session: int) -> bool:
         """Whether the picture is one of the thousand shared ones."""
         return self.release.design.is_shared(nsd_id)
-
-    def _subject(self, name: str) -> NsdSubject:
-        release = self.release
-        chosen = select_voxels(release.layout, name, self.rois, space=self.space, version=self.version)
-        return NsdSubject(
-            release.layout,
-            release.design,
-            name,
-            self.space,
-            self.version,
-            chosen,
-            release.sessions(name),
-            release.behaviour(name),
-        )
-
-    def _refuse_missing(self) -> None:
-        """Name the first missing file now, not after an hour's reading."""
-        release = self.release
-        release.stimuli  # noqa: B018
-        for name in release.names:
-            for session in release.sessions(name):
-                release.layout.betas(name, self.space, self.version, session)

@@ -7,10 +7,15 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from fmri2img.commands.build_arrays import BuildArrays
+from fmri2img.commands.build_nsd import BuildNsd
 from fmri2img.commands.build_simulated import BuildSimulated
 from fmri2img.console import output, stage
 
-Build = Annotated[BuildSimulated, subcommand("simulated")] | Annotated[BuildArrays, subcommand("arrays")]
+Build = (
+    Annotated[BuildSimulated, subcommand("simulated")]
+    | Annotated[BuildArrays, subcommand("arrays")]
+    | Annotated[BuildNsd, subcommand("nsd")]
+)
 
 
 @dataclass(frozen=True)
