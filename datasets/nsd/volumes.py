@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from io import BufferedReader
 from math import prod
@@ -55,7 +55,7 @@ class VolumeFile:
         """Voxels or vertices of one volume."""
         return prod(self.shape)
 
-    def read(self, voxels: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    def read(self, voxels: np.ndarray | None = None) -> Generator[np.ndarray, None, None]:
         """The volumes in file order, each float32 `(len(voxels),)`.
 
         Args:
