@@ -24,7 +24,9 @@ def tables(dataset: Dataset) -> dict[str, Samples]:
     return {name: dataset.samples(name, "train") for name in SUBJECTS}
 
 
-def loader(dataset: Dataset, rank: int = 0, world: int = 1, noise: float = 0.5, seed: int = 1) -> BatchLoader:
+def loader(
+    dataset: Dataset, rank: int = 0, world: int = 1, *, noise: float = 0.5, seed: int = 1, **reading: int
+) -> BatchLoader:
     plan = SamplingPlan(
         tables(dataset),
         fingerprint=dataset.fingerprint,
@@ -34,7 +36,15 @@ def loader(dataset: Dataset, rank: int = 0, world: int = 1, noise: float = 0.5, 
     )
     spaces = ["pixels-2", "words"]
     return BatchLoader(
-        dataset, tables(dataset), plan, spaces, rank=rank, world_size=world, seed=seed, noise=noise
+        dataset,
+        tables(dataset),
+        plan,
+        spaces,
+        rank=rank,
+        world_size=world,
+        seed=seed,
+        noise=noise,
+        **reading,
     )
 
 
@@ -98,10 +108,23 @@ def test_noise_is_added_with_the_deviation_asked_for_and_none_with_zero(dataset:
     assert abs(float(differences.mean())) < 0.03
 
 
-def test_reading_ahead_gives_the_same_batches_from_any_step_on(dataset: Dataset) -> None:
+def test_a_batch_is_as_stored_and_float32_on_its_device(dataset: Dataset) -> None:
+    batch = loader(dataset, noise=0).read(2)
+    assert {value.dtype for value in batch.responses.values()} == {torch.float16}
+    moved = batch.to(torch.device("cpu"))
+    for name, value in moved.responses.items():
+        assert value.dtype == torch.float32 and torch.equal(value, batch.responses[name].float())
+    for name, value in moved.features.items():
+        assert value.dtype == torch.float32 and torch.equal(value, batch.features[name].float())
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 3), (2, 1), (4, 6)])
+def test_reading_ahead_gives_the_same_batches_from_any_step_on(
+    dataset: Dataset, workers: int, ahead: int
+) -> None:
     straight = [loader(dataset).read(step) for step in range(7)]
     for first in (0, 4):
-        read = list(loader(dataset).batches(first, 7))
+        read = list(loader(dataset, workers=workers, ahead=ahead).batches(first, 7))
         assert [batch.step for batch in read] == list(range(first, 7))
         for batch in read:
             assert_same(batch, straight[batch.step])
