@@ -100,8 +100,8 @@ def window_offsets(tr: float, window: tuple[float, float]) -> np.ndarray:
     first, last = (int(np.ceil((edge - SLACK) / tr)) if finite else 0 for edge in window)
     if start < 0 or last <= first:
         raise InputError(
-            f"--window {start:g}:{stop:g} holds no volume after the onset (one each {tr:.3f} s): "
-            "give START:STOP in seconds, such as 4:8."
+            f"--window {start:g} {stop:g} holds no volume after the onset (one each {tr:.3f} s): "
+            "give its first and its last second, such as 4 8."
         )
     return np.arange(first, last)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from fmri2img.commands.build_arrays import BuildArrays
+from fmri2img.commands.build_neuropictor import BuildNeuropictor
 from fmri2img.commands.build_nsd import BuildNsd
 from fmri2img.commands.build_simulated import BuildSimulated
 from fmri2img.console import output, stage
@@ -15,6 +16,7 @@ Build = (
     Annotated[BuildSimulated, subcommand("simulated")]
     | Annotated[BuildArrays, subcommand("arrays")]
     | Annotated[BuildNsd, subcommand("nsd")]
+    | Annotated[BuildNeuropictor, subcommand("neuropictor")]
 )
 
 

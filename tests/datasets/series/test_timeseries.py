@@ -209,7 +209,7 @@ def test_a_run_that_ends_early_is_damage(series: Any) -> None:
     ("given", "named"),
     [
         ({"space": "MNI"}, "MNI"),
-        ({"window": (8.0, 4.0)}, "--window 8:4"),
+        ({"window": (8.0, 4.0)}, "--window 8 4"),
         ({"high_pass": 2.0}, "--high-pass 2"),
         ({"high_pass": float("nan")}, "--high-pass nan"),
         ({"detrend": -1}, "--detrend -1"),
