@@ -170,11 +170,11 @@ class Release:
                 files["val2017" if n % 2 == 0 else "train2017"].append(
                     {"image_id": 100_000 + n, "id": 2 * n + k, "caption": f"Picture {n}, é {k}\n"}
                 )
-        for split, annotations in files.items():
-            annotations.insert(0, {"image_id": 1, "id": 0, "caption": "nobody's"})
+        for split, entries in files.items():
+            entries.insert(0, {"image_id": 1, "id": 0, "caption": "nobody's"})
             path = self.path(f"nsddata_stimuli/stimuli/nsd/annotations/captions_{split}.json")
             images = [{"id": 1, "file_name": "1.jpg"}]
-            path.write_text(json.dumps({"info": {"year": 2017}, "images": images, "annotations": annotations}))
+            path.write_text(json.dumps({"info": {"year": 2017}, "images": images, "annotations": entries}))
         return self
 
     def write_rois(self, subject: str) -> Release:
@@ -230,10 +230,9 @@ class Release:
         return path
 
     def write_behaviour(self, subject: str, sessions: Iterable[int]) -> Release:
-        header = (
-            "SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT MEMORYFIRST "
-            "ISOLDCURRENT ISCORRECTCURRENT TOTAL1 TOTAL2 BUTTON MISSINGDATA"
-        ).split()
+        header = ["SUBJECT", "SESSION", "RUN", "TRIAL", "73KID", "10KID", "TIME", "ISOLD", "ISCORRECT", "RT"]
+        header += ["CHANGEMIND", "MEMORYRECENT", "MEMORYFIRST", "ISOLDCURRENT", "ISCORRECTCURRENT"]
+        header += ["TOTAL1", "TOTAL2", "BUTTON", "MISSINGDATA"]
         runs = np.repeat(np.arange(1, 13), RUNS)
         within = np.concatenate([np.arange(1, n + 1) for n in RUNS])
         with open(self.path(f"nsddata/ppdata/{subject}/behav/responses.tsv"), "w") as file:
