@@ -7,9 +7,9 @@ that lie only in windows of test trials.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from typing import Literal, get_args
 
 import numpy as np
@@ -123,19 +123,27 @@ class SeriesSubject:
     sessions: Sequence[int]
     is_test: Callable[[int, int], bool]
     behaviour: Callable[[int], Mapping[str, np.ndarray]] = lambda session: {}
-    _variance: DriftFreeVariance | None = field(default=None, init=False, repr=False)
+    _std: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def positions(self) -> np.ndarray:
         """The chosen voxels: int64 `(voxels,)`, ascending positions in the flattened volume (C order)."""
         if isinstance(self.select, Voxels):
             return self.select.positions
-        self._variance = DriftFreeVariance(prod(self.shape))
+        variance = DriftFreeVariance(len(self._brain))
         for session in self.sessions:
             for run, basis, used, test in self._prepared(session):
                 if not test.all():
-                    self._variance.add_run(run.file.read(), basis, used)
-        return self.select.of(self.subject, self._variance.std(), self._variance.measured)
+                    variance.add_run(run.file.read(self._brain), basis, used)
+        chosen = self.select.of(self.subject, variance.std(), variance.measured)
+        self._std = variance.std()[chosen]
+        return self._brain[chosen]
+
+    @cached_property
+    def _brain(self) -> np.ndarray:
+        """Voxels that the release's mask of the brain, the same for all runs of a subject, has not set to 0."""
+        with closing(self._runs(self.sessions[0])[0].file.read()) as volumes:
+            return np.flatnonzero(next(volumes) > 0)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -159,8 +167,8 @@ class SeriesSubject:
         positions = self.positions
         axes = zip("xyz", np.unravel_index(positions, self.shape), strict=True)
         table = {axis: index.astype(np.int16) for axis, index in axes}
-        if self._variance is not None:
-            table["series_std"] = self._variance.std()[positions].astype(np.float32)
+        if self._std is not None:
+            table["series_std"] = self._std.astype(np.float32)
         return table | self._labels(positions)
 
     def _labels(self, positions: np.ndarray) -> dict[str, np.ndarray]:
