@@ -42,8 +42,20 @@ class TrainingConfig(Strict):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    rates: dict[Literal["heads", "backbone", "branches"], float] = Field(
+        default={}, description="share of the learning rate by part of the decoder; 1 where nothing is said"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "optimizer-and-parameters"] = Field(
+        default="none", description="what ZeRO keeps in the memory of the host; parameters only at stage 3"
+    )
+    micro_batches: int = Field(
+        default=1, ge=1, description="parts that a rank splits its rows of a step into, to save memory"
+    )
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 keeps none"
+    )
     noise: float = Field(
         default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
     )
@@ -68,10 +80,21 @@ class TrainingConfig(Strict):
         default=0.05, ge=0, lt=1, description="share of training pictures held out to validate"
     )
     validate_every: int = Field(default=100, ge=1)
+    validate_share: float = Field(
+        default=1.0, gt=0, le=1, description="validations that would take more of the time are left out"
+    )
     checkpoint_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1, description="newest checkpoints that stay")
-    select: Literal["last", "best"] = "last"
+    select: Literal["last", "best", "ema"] = Field(
+        default="last", description="which weights the finished model has; best by validation loss"
+    )
     log_every: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _averaged(self) -> "TrainingConfig":
+        if self.select == "ema" and not self.ema:
+            raise ValueError("select ema needs averaged weights: set ema, such as 0.999")
+        return self
 
 
 class Recipe(Strict):

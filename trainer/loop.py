@@ -79,11 +79,13 @@ def train(job: Job, *, first_step: int) -> Path:
 
 
 def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
-    """Commit the last step; the model is the best or the last one, finished by `job.finish`."""
+    """Commit the last step; the model is the last, the best or the averaged one, finished by `job.finish`."""
     model = job.engine.model_tensors()
     if job.config.select == "best" and best.step >= 0:
         model = best.tensors
         metrics = {**metrics, "validation/best_loss": best.loss, "validation/best_step": float(best.step)}
+    if job.config.select == "ema":
+        model = job.engine.ema_tensors()
     files = {MODEL_NAME: model} if job.finish is None else job.finish(model)
     return save(
         job.run,

@@ -224,6 +224,7 @@ def _run(
         if first >= config.steps:
             return schema.resolve(run).path
         engine.load_optimiser(resumed.moments)
+        engine.load_ema(resumed.ema)
     plan = SamplingPlan(
         material.tables,
         fingerprint=material.dataset.fingerprint,

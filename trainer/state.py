@@ -18,6 +18,7 @@ from fmri2img.trainer.collectives import broadcast_object, fail_together, rank
 from fmri2img.trainer.engines import Engine
 
 OPTIMISER = "state/optimiser.safetensors"
+EMA = "ema.safetensors"
 POSITION = "state/position.json"
 BEST = "state/best.safetensors"
 
@@ -64,6 +65,7 @@ def save(
     """
     tensors = engine.model_tensors()
     moments = engine.optimiser_tensors()
+    averaged = engine.ema_tensors()
     token = broadcast_object(schema.new_token())
     folder = checkpoints_of(run)
     final = schema.step_path(folder, step)
@@ -72,6 +74,8 @@ def save(
         try:
             files: dict[str, Mapping[str, Tensor]] = dict(finished or {schema.MODEL_NAME: tensors})
             files[OPTIMISER] = moments
+            if averaged:
+                files[EMA] = averaged
             if finished is not None:
                 files["state/model.safetensors"] = tensors
             position: dict[str, Any] = {}
@@ -135,6 +139,7 @@ class Resumed:
     step: int
     model: dict[str, Tensor]
     moments: dict[str, Tensor]
+    ema: dict[str, Tensor]
     passed_over: tuple[tuple[Path, str], ...]
     metrics: dict[str, float]
     best: Best
@@ -168,10 +173,12 @@ def find_resumable(
     )
     model = schema.load_tensors(found.path, weights)
     moments = schema.load_tensors(found.path, OPTIMISER)
+    averaged = schema.load_tensors(found.path, EMA) if EMA in found.manifest.files else {}
     best = Best(**position["best"]) if "best" in position else Best()
     if BEST in found.manifest.files:
         best.tensors = schema.load_tensors(found.path, BEST)
-    return Resumed(found.manifest.step, model, moments, found.passed_over, dict(found.manifest.metrics), best)
+    metrics = dict(found.manifest.metrics)
+    return Resumed(found.manifest.step, model, moments, averaged, found.passed_over, metrics, best)
 
 
 def _called(parent: schema.ParentRecord | None) -> str:

@@ -8,13 +8,16 @@ position; every branch has a linear path beside its MLP, and the residual paths 
 heads and linear paths come from ridge regression (see `closed_form.py`) is that ridge regression at step 0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import InputError
+from fmri2img.models.pretrained import Pretrained
 from fmri2img.models.spaces import TargetSpace
 
 
@@ -118,8 +121,10 @@ class Alignment(nn.Module):
         return standardised_BF @ self.weight + self.bias
 
 
-class MultiSubjectDecoder(nn.Module):
+class MultiSubjectDecoder(Pretrained):
     """Responses of several subjects to predicted features of the pictures that they saw."""
+
+    kind = "decoder"
 
     def __init__(
         self,
@@ -137,6 +142,7 @@ class MultiSubjectDecoder(nn.Module):
                 f"a decoder needs a subject and a feature space: got {list(voxels)} and {list(spaces)}"
             )
         self.latent = latent
+        self._sizes = {"latent": latent, "hidden": hidden, "blocks": blocks, "dropout": dropout}
         self.heads = nn.ModuleDict({name: nn.Linear(voxels[name], latent) for name in sorted(voxels)})
         self.backbone = nn.Sequential(*(ResidualBlock(latent, hidden, dropout) for _ in range(blocks)))
         # Sorted, so that the order of features does not depend on how a recipe or a manifest lists them.
@@ -149,6 +155,33 @@ class MultiSubjectDecoder(nn.Module):
     def subjects(self) -> list[str]:
         """Subject ids in the order of a batch's rows."""
         return list(self.heads)
+
+    @property
+    def voxels(self) -> dict[str, int]:
+        """Voxels that each subject's head takes."""
+        return {name: int(head.in_features) for name, head in self.heads.items()}  # type: ignore[arg-type]
+
+    @property
+    def spaces(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each feature space."""
+        return {name: self.branch(name).shape for name in self.branches}
+
+    @property
+    def directed(self) -> set[str]:
+        """Spaces whose branch has a projector."""
+        return {name for name in self.branches if self.branch(name).projector is not None}
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes that `DecoderConfig` names."""
+        return dict(self._sizes)
+
+    @classmethod
+    def make(
+        cls, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace], sizes: Mapping[str, Any]
+    ) -> Self:
+        """A fresh decoder of these sizes."""
+        return cls(voxels, spaces, **sizes)
 
     def branch(self, space: str) -> Branch:
         """The branch of one feature space."""
@@ -191,14 +224,21 @@ class MultiSubjectDecoder(nn.Module):
         self.heads = nn.ModuleDict(fresh)
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Optimiser groups: weight matrices decay; biases and norms (one-dimensional parameters) do not."""
-    named: Iterable[tuple[str, nn.Parameter]] = [
-        (n, p) for n, p in module.named_parameters() if p.requires_grad
-    ]
-    decayed = [p for _, p in named if p.ndim > 1]
-    plain = [p for _, p in named if p.ndim <= 1]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
+def decay_groups(
+    module: nn.Module, weight_decay: float, *, rates: Mapping[Any, float] | None = None
+) -> list[dict[str, object]]:
+    """Optimiser groups: weight matrices decay; biases and norms (one-dimensional parameters) do not.
+
+    `rates` gives some parts (the first word of their parameters' names) another `share` of the learning rate.
+    """
+    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+    groups: list[dict[str, object]] = []
+    shares = {name: (rates or {}).get(name.split(".")[0], 1.0) for name, _ in named}
+    for share in sorted(set(shares.values())):
+        for decay, members in (
+            (weight_decay, [p for name, p in named if shares[name] == share and p.ndim > 1]),
+            (0.0, [p for name, p in named if shares[name] == share and p.ndim <= 1]),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "share": share})
     return groups

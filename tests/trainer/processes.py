@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,8 +30,23 @@ from fmri2img.trainer.stages import StageSpec, pretrain
 VOXELS = {"subj01": 7, "subj02": 12, "subj05": 9}
 SHAPES = {"map": (2, 3), "tone": (3,), "words": (5,)}
 ROWS, STEPS, MIDDLE, RATE = 12, 6, 3, 1e-2
-CASES = [(stage, clip, "float32") for stage in (0, 1, 2, 3) for clip in (0.05, 0.0)]
-CASES += [(stage, 0.05, "bfloat16") for stage in (1, 2, 3)]
+
+# What each engine is told, by name: every stage with and without clipping, reduced precision, and the other settings.
+CASES: dict[str, dict[str, Any]] = {
+    f"zero{stage}-clip{clip}-float32": {"zero_stage": stage, "clip": clip}
+    for stage in (0, 1, 2, 3)
+    for clip in (0.05, 0.0)
+}
+CASES |= {
+    f"zero{stage}-clip0.05-{kind}": {"zero_stage": stage, "precision": kind}
+    for stage in (1, 2, 3)
+    for kind in ("bfloat16", "float16")
+}
+CASES |= {f"zero{stage}-rates": {"zero_stage": stage, "rates": {"heads": 0.5}} for stage in (0, 2, 3)}
+CASES |= {f"zero{stage}-parts": {"zero_stage": stage, "micro_batches": 2} for stage in (0, 1, 2, 3)}
+CASES["zero1-offload"] = {"zero_stage": 1, "offload": "optimizer"}
+CASES["zero2-offload"] = {"zero_stage": 2, "offload": "optimizer"}
+CASES["zero3-offload"] = {"zero_stage": 3, "offload": "optimizer-and-parameters"}
 
 
 def spaces() -> dict[str, SpaceConfig]:
@@ -43,16 +59,15 @@ def spaces() -> dict[str, SpaceConfig]:
     }
 
 
-def config(stage: int, clip: float, precision: str = "float32") -> TrainingConfig:
-    return TrainingConfig.model_validate(
-        {
-            "zero_stage": stage,
-            "clip": clip,
-            "precision": precision,
-            "global_batch": ROWS * len(VOXELS),
-            "weight_decay": 0.1,
-        }
-    )
+def config(**changes: Any) -> TrainingConfig:
+    told = {
+        "zero_stage": 0,
+        "clip": 0.05,
+        "global_batch": ROWS * len(VOXELS),
+        "weight_decay": 0.1,
+        "ema": 0.7,
+    }
+    return TrainingConfig.model_validate({**told, **changes})
 
 
 def fresh() -> MultiSubjectDecoder:
@@ -96,14 +111,22 @@ def losses(forward: Callable[..., Any], made: MultiSubjectDecoder, step: int, *p
     return decoder_loss(made, forward(responses), features, pictures, spaces())
 
 
-def train(engine: Engine, first: int, last: int, *place: int) -> list[float]:
-    """Updates of steps first to last - 1; the gradient norms."""
+def train(engine: Engine, first: int, last: int, *place: int, parts: int = 1) -> list[float]:
+    """Updates of steps first to last - 1, the loss handed over in equal parts; the gradient norms."""
     engine.decoder.train()
     norms = []
     for step in range(first, last):
-        engine.backward(losses(engine.forward, engine.decoder, step, *place).backward)
+        for part in range(1, parts + 1):
+            loss = losses(engine.forward, engine.decoder, step, *place).backward / parts
+            engine.backward(loss, last=part == parts)
         norms.append(engine.step(RATE * (1 + step)))
     return norms
+
+
+def state(engine: Engine) -> dict[str, Tensor]:
+    """Everything that an engine gives away."""
+    averaged = {f"ema.{name}": value for name, value in engine.ema_tensors().items()}
+    return {**engine.model_tensors(), **averaged, **engine.optimiser_tensors()}
 
 
 def double_gradients(world: int = 1, rank: int = 0) -> dict[str, Tensor]:
@@ -126,24 +149,28 @@ def main(folder: Path, rank: int, world: int) -> None:
     place = (rank, world)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
     save_file(double_gradients(world, rank), folder / f"double-{rank}.safetensors")
-    for stage, clip, precision in CASES:
-        name = f"zero{stage}-clip{clip}-{precision}"
-        engine = DeepSpeedEngine(decoder(), config(stage, clip, precision))
-        assert {name: float(value) for name, value in engine.optimiser_tensors().items()} == {"count": 0.0}
-        norms = train(engine, 0, MIDDLE, *place)
-        model, moments = engine.model_tensors(), engine.optimiser_tensors()
-        norms += train(engine, MIDDLE, STEPS, *place)
+    # The CPU computes in float16, if slowly; DeepSpeed asks whether it does so fast.
+    get_accelerator().is_fp16_supported = lambda: True
+    for name, changes in CASES.items():
+        parts = changes.get("micro_batches", 1)
+        engine = DeepSpeedEngine(decoder(), config(**changes))
+        assert engine.optimiser_tensors()["count"] == 0
+        norms = train(engine, 0, MIDDLE, *place, parts=parts)
+        model, averaged, moments = engine.model_tensors(), engine.ema_tensors(), engine.optimiser_tensors()
+        middle = state(engine)
+        norms += train(engine, MIDDLE, STEPS, *place, parts=parts)
         told = {
-            "middle": {**model, **moments},
-            "end": {**engine.model_tensors(), **engine.optimiser_tensors(), "norms": torch.tensor(norms)},
+            "middle": middle,
+            "end": {**state(engine), "norms": torch.tensor(norms), "skipped": torch.tensor(engine.skipped)},
         }
-        if clip:
+        if changes.get("clip", 1):
             again = decoder()
             again.load_state_dict(model)
-            engine = DeepSpeedEngine(again, config(stage, clip, precision))
+            engine = DeepSpeedEngine(again, config(**changes))
             engine.load_optimiser(moments)
-            train(engine, MIDDLE, STEPS, *place)
-            told["resumed"] = {**engine.model_tensors(), **engine.optimiser_tensors()}
+            engine.load_ema(averaged)
+            train(engine, MIDDLE, STEPS, *place, parts=parts)
+            told["resumed"] = state(engine)
         for what, tensors in told.items():
             save_file(tensors, folder / f"{name}-{what}-{rank}.safetensors")
     for run in json.loads((folder / "runs.json").read_text()):

@@ -75,6 +75,24 @@ def test_pretraining_killed_and_resumed_equals_never_killed(
     same_end(pretrain(spec("broken", subjects)), whole)
 
 
+def test_averaged_weights_go_on_from_where_they_were(
+    spec: Callable[..., Any], faults: Any, killed: type[BaseException]
+) -> None:
+    averaged = {"ema": 0.8, "select": "ema"}
+    whole = finetune(spec("whole", **averaged))
+    with pytest.raises(killed):
+        finetune(spec("broken", **averaged), listener=faults.kill_at(5))
+    broken = finetune(spec("broken", **averaged))
+    same_end(broken, whole)
+    assert (broken / "ema.safetensors").read_bytes() == (whole / "ema.safetensors").read_bytes()
+    model, average, last = (
+        schema.load_tensors(whole, name)
+        for name in ("model.safetensors", "ema.safetensors", "state/model.safetensors")
+    )
+    assert all((model[name] == average[name]).all() for name in average)
+    assert any((model[name] != last[name]).any() for name in last)
+
+
 def test_a_finished_run_is_not_trained_again(spec: Callable[..., Any]) -> None:
     done = finetune(spec("run", steps=2))
     before = (done / "manifest.json").read_bytes()

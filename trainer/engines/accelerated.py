@@ -1,0 +1,97 @@
+"""One process, one device, mixed precision by Accelerate."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fmri2img.errors import InputError
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.trainer.collectives import world_size
+from fmri2img.trainer.config import TrainingConfig
+from fmri2img.trainer.engines.ema import Average
+from fmri2img.trainer.engines.interface import SCALER, load_plain_state, make_optimiser, plain_state, set_rate
+
+_MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_SCALER_STATE = ("scale", "_growth_tracker")
+
+
+class AccelerateEngine:
+    """Trains one decoder alone on the device that Accelerate finds."""
+
+    def __init__(self, decoder: MultiSubjectDecoder, config: TrainingConfig) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        if world_size() > 1:
+            raise InputError(
+                f"AccelerateEngine trains on one device, the process group has {world_size()}: use pretrain"
+            )
+        if config.precision == "float16" and not torch.cuda.is_available():
+            raise InputError(
+                "precision float16 needs a GPU, and there is none here: use bfloat16, or float32"
+            )
+        # Its precision is one for the process; a stage of another one may come after this in the same process.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=_MIXED[config.precision]
+        )
+        self.decoder, self.optimiser = self.accelerator.prepare(decoder, make_optimiser(decoder, config))
+        self.clip = config.clip
+        self.device = self.accelerator.device
+        self.updates = self.skipped = 0
+        self.average = Average(config.ema, lambda: list(self.decoder.parameters())) if config.ema else None
+
+    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        outputs: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]] = self.decoder(responses)
+        return outputs
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, rate: float) -> float:
+        set_rate(self.optimiser.param_groups, rate)
+        limit = self.clip or float("inf")
+        norm = float(self.accelerator.clip_grad_norm_(self.decoder.parameters(), limit))
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.accelerator.scaler is not None and self.optimiser.step_was_skipped:
+            self.skipped += 1
+            return 0.0
+        self.updates += 1
+        if self.average is not None:
+            self.average.update(self.updates)
+        return norm
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        return {
+            name: value.detach().float().cpu().clone() for name, value in self.decoder.state_dict().items()
+        }
+
+    def ema_tensors(self) -> dict[str, Tensor]:
+        if self.average is None:
+            return {}
+        with self.average.in_place():
+            return self.model_tensors()
+
+    def load_ema(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.average is not None and tensors:
+            with self.average.taking():
+                for name, parameter in self.decoder.named_parameters():
+                    parameter.data.copy_(tensors[name])
+
+    def optimiser_tensors(self) -> dict[str, Tensor]:
+        tensors = plain_state(self.optimiser.optimizer, self.decoder)
+        if self.accelerator.scaler is not None:
+            state = self.accelerator.scaler.state_dict()
+            tensors |= {f"{SCALER}{name}": torch.tensor(float(state[name])) for name in _SCALER_STATE}
+        return tensors
+
+    def load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        load_plain_state(self.optimiser.optimizer, self.decoder, tensors)
+        self.updates = int(tensors["count"])
+        if self.accelerator.scaler is not None and f"{SCALER}scale" in tensors:
+            state = self.accelerator.scaler.state_dict()
+            state["scale"] = float(tensors[f"{SCALER}scale"])
+            state["_growth_tracker"] = int(tensors[f"{SCALER}_growth_tracker"])
+            self.accelerator.scaler.load_state_dict(state)
