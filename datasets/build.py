@@ -1,13 +1,14 @@
 """Builds a data set folder from any trial source, one session and one shard in memory at a time.
 
-Statistics come from training trials alone. The folder is made in a hidden sibling, the manifest is written
-last and the folder renamed into place, so a build that dies leaves nothing that looks finished.
+Statistics come from training trials alone. The folder grows in a hidden one beside it (`journal.Workshop`),
+the manifest is written last and the folder renamed into place, so a build that dies leaves nothing that looks
+finished; the same build goes on from the sessions and shards that are done.
 """
 
 from __future__ import annotations
 
 import errno
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -15,16 +16,28 @@ from typing import Any, get_args
 import numpy as np
 
 import fmri2img
+from fmri2img.datasets.checks import (
+    check_subject,
+    check_test_pictures,
+    checked_responses,
+    checked_splits,
+    checked_table,
+    mark_test,
+    session_numbers,
+)
 from fmri2img.datasets.columns import Normalise, ResponsesColumn, stimuli_members
 from fmri2img.datasets.dataset import Dataset
-from fmri2img.datasets.manifest import PARTITIONS, RESERVED_FOLDERS, seal, write_manifest
+from fmri2img.datasets.journal import Workshop, finished_before, workshop_path
+from fmri2img.datasets.manifest import PARTITIONS, seal, write_manifest
 from fmri2img.datasets.npy import pack_npz
 from fmri2img.datasets.source import Progress, SubjectSource, TrialSource, silent
-from fmri2img.datasets.spill import TrialSpill, check_session, mark_test, session_numbers
+from fmri2img.datasets.spill import Session, TrialSpill
 from fmri2img.datasets.statistics import Moments
 from fmri2img.datasets.writer import write_column, write_file
 from fmri2img.errors import Fmri2imgError, InputError
-from fmri2img.files import staged_folder
+from fmri2img.files import canonical_json, digest_json
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_dataset(
@@ -37,41 +50,67 @@ def build_dataset(
 ) -> Dataset:
     """Write a data set folder and open it.
 
+    The same call after one that was killed, or ran out of space, goes on from the sessions and shards that
+    are done and writes the same bytes. After an `InputError` nothing is kept, since the input must change.
+
     Args:
         source: where trials, pictures and captions come from.
         out: the folder to make; it must not exist.
         samples_per_shard: pictures of one subject in a shard.
         normalise: `session` z-scores each voxel with mean and standard deviation of the session's training
             trials (of all the subject's training trials where a session has fewer than two); `pooled` with
-            those of all training trials; `none` stores responses as they are.
+            those of all training trials; `none` stores responses as they are. Where trials are windows, the
+            statistics are over their time points too.
         progress: called with (what, done, total).
 
     Raises:
-        InputError: `out` exists, or the source cannot be stored as it is.
+        InputError: `out` exists or is being built, another build of it was begun, or the source cannot be
+            stored as it is.
     """
     out = Path(out).absolute()
-    if out.exists():
-        raise InputError(
-            f"{out} exists already, and a data set is never overwritten: remove it or name another folder."
-        )
     if samples_per_shard < 1 or normalise not in get_args(Normalise):
         raise InputError(
             f"samples_per_shard={samples_per_shard} must be at least 1, and normalise={normalise!r} one of "
             f"{list(get_args(Normalise))}."
         )
+    identity = _identity(source, samples_per_shard, normalise)
+    if out.exists():
+        if finished_before(out, identity):
+            return Dataset.open(out)
+        raise InputError(
+            f"{out} exists already, and a data set is never overwritten: remove it or name another folder."
+        )
     try:
-        with staged_folder(out) as staging:
-            write_manifest(
-                staging, seal(_Build(source, staging, samples_per_shard, normalise, progress or silent).run())
-            )
+        with Workshop(out, identity) as workshop:
+            manifest = _Build(source, workshop, samples_per_shard, normalise, progress or silent).run()
+            write_manifest(workshop.data, seal(manifest))
+            workshop.commit()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise Fmri2imgError(
-            f"No space is left for {out} ({error.strerror}), so nothing was built: "
-            "free some or choose another disk."
+            f"No space is left for {out} ({error.strerror}): free some and give the same command, which goes on "
+            f"from what is done, or remove {workshop_path(out)} and choose another disk."
         ) from error
     return Dataset.open(out)
+
+
+def _identity(source: TrialSource, samples_per_shard: int, normalise: str) -> dict[str, str]:
+    """What must be the same for a build to go on with another one's work."""
+    given: dict[str, Any] = {
+        "source": source.name,
+        "terms": source.terms,
+        "samples_per_shard": samples_per_shard,
+        "normalise": normalise,
+        "fmri2img": fmri2img.__version__,
+        "splits": digest_json(checked_splits(source)),
+    }
+    given |= {f"provenance.{key}": value for key, value in source.provenance.items()}
+    for subject, person in source.subjects.items():
+        check_subject(subject)
+        given[f"{subject}.voxels"] = person.voxels
+        given[f"{subject}.sessions"] = session_numbers(subject, person)
+    return {key: canonical_json(value).decode() for key, value in given.items()}
 
 
 @dataclass
@@ -79,25 +118,17 @@ class _Build:
     """One build: the plain data of the manifest grow in it."""
 
     source: TrialSource
-    root: Path
+    workshop: Workshop
     per_shard: int
     normalise: Normalise
     progress: Progress
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    pooled: dict[str, list[int]] = field(default_factory=dict)
-    constant: dict[str, int] = field(default_factory=dict)
-    clipped: int = 0
+    splits: dict[str, dict[str, Any]] = field(init=False)
 
     def run(self) -> dict[str, Any]:
-        subjects: dict[str, Any] = {}
-        for subject in sorted(self.source.subjects):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}", subject) or subject in RESERVED_FOLDERS:
-                raise InputError(
-                    f"{subject!r} cannot be a subject id: use up to 40 letters, digits and hyphens, "
-                    f"other than {' and '.join(RESERVED_FOLDERS)}."
-                )
-            subjects[subject] = self._subject(subject, self.source.subjects[subject])
-        if not self.shards:
+        self.splits = checked_splits(self.source)
+        people = {subject: self._subject(subject) for subject in sorted(self.source.subjects)}
+        shards = [shard for person in people.values() for shard in person["shards"]]
+        if not shards:
             raise InputError(
                 f"{self.source.name} holds no trials: give a source with at least one subject and session."
             )
@@ -105,77 +136,101 @@ class _Build:
             "name": self.source.name,
             "terms": self.source.terms,
             "provenance": dict(self.source.provenance) | {"built_by": f"fmri2img {fmri2img.__version__}"},
-            "subjects": subjects,
-            "splits": {
-                "train": {"partition": "train", "description": "every training trial"},
-                "test": {"partition": "test", "description": "every test trial"},
-            },
+            "subjects": {subject: person["entry"] for subject, person in people.items()},
+            "splits": self.splits,
             "normalisation": {
                 "method": self.normalise,
-                "pooled_sessions": self.pooled,
-                "constant_voxels": self.constant,
-                "clipped": self.clipped,
+                "pooled_sessions": {s: person["pooled"] for s, person in people.items() if person["pooled"]},
+                "constant_voxels": {s: person["constant"] for s, person in people.items()}
+                if self.normalise != "none"
+                else {},
+                "clipped": sum(person["clipped"] for person in people.values()),
             },
-            "shards": self.shards,
+            "shards": shards,
         }
 
-    def _subject(self, subject: str, source: SubjectSource) -> dict[str, Any]:
-        table, rois = _voxel_table(subject, source)
-        spill = TrialSpill(self.root / f".{subject}.spill", source.voxels)
+    def _subject(self, subject: str) -> dict[str, Any]:
+        """Everything of one subject: what the manifest says of it, its shards and how it was normalised."""
+        source, done = self.source.subjects[subject], self.workshop.done.get(("subject", subject))
+        if done is not None:
+            return done
+        table, rois = checked_table(subject, source)
+        spill = TrialSpill(self.workshop.folder, subject, source.voxels)
         try:
-            sessions = session_numbers(subject, source)
-            for done, session in enumerate(sessions):
-                self.progress(f"reading {subject}", done, len(sessions))
-                trials = source.session(session)
-                check_session(subject, source.voxels, session, trials)
-                spill.add(session, trials, mark_test(self.source, subject, session, trials.nsd_ids))
-            self.progress(f"reading {subject}", len(sessions), len(sessions))
-            scales = self._scales(subject, spill)
-            self._write(subject, spill, scales)
+            self._read(spill, source)
+            scaling = self._scaling(spill)
+            shards = list(self._write(spill, scaling))
         finally:
             spill.close()
-        return {
+        entry = {
             "voxels": source.voxels,
-            "sessions": sorted(set(spill.session)),
+            "sessions": sorted(set(spill.session.tolist())),
             "rois": rois,
-            "table": write_file(self.root, f"subjects/{subject}.npz", pack_npz(table)).model_dump(),
+            "table": write_file(self.workshop.data, f"subjects/{subject}.npz", pack_npz(table)).model_dump(),
+            "window": spill.window,
+            "behaviour": sorted(spill.behaviour),
         }
+        clipped = sum(shard.pop("clipped") for shard in shards)
+        person = {"entry": entry, "pooled": scaling.pooled, "constant": scaling.constant, "clipped": clipped}
+        person |= {"shards": shards}
+        self.workshop.record("subject", subject, **person)
+        spill.remove()
+        return person
 
-    def _scales(self, subject: str, spill: TrialSpill) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Mean and standard deviation `(voxels,)` to normalise each session with."""
+    def _read(self, spill: TrialSpill, source: SubjectSource) -> None:
+        """Take every session in: from the spill of an earlier build, or from the source."""
+        subject, sessions, restoring = spill.subject, session_numbers(spill.subject, source), True
+        for done, session in enumerate(sessions):
+            self.progress(f"reading {subject}", done, len(sessions))
+            record = self.workshop.done.get(("session", f"{subject} {session}"))
+            restoring = restoring and record is not None and spill.restore(session, record)
+            if not restoring:
+                found = self._session(subject, session, source, spill)
+                self.workshop.record("session", f"{subject} {session}", **found)
+        self.progress(f"reading {subject}", len(sessions), len(sessions))
+        spill.close_intake()
+        trained, tested = (set(spill.nsd_id[spill.test == side].tolist()) for side in (False, True))
+        check_test_pictures(subject, self.splits, trained, tested)
+
+    def _session(
+        self, subject: str, session: int, source: SubjectSource, spill: TrialSpill
+    ) -> dict[str, Any]:
+        trials = source.session(session)
+        responses = checked_responses(subject, source.voxels, session, trials)
+        ids = np.asarray(trials.nsd_ids).astype(np.int64)
+        numbers = np.arange(1, len(ids) + 1) if trials.numbers is None else np.asarray(trials.numbers)
+        test, moments = mark_test(self.source, subject, session, ids), Moments()
+        steps = responses.shape[1] if responses.ndim == 3 else 1
+        moments.add(responses.reshape(-1, source.voxels), np.repeat(~test, steps))
+        behaviour = {name: np.asarray(v, np.float64) for name, v in trials.behaviour.items()}
+        known = Session(session, ids, numbers.astype(np.int64), test, behaviour, moments)
+        return spill.add(known, responses)
+
+    def _scaling(self, spill: TrialSpill) -> _Scaling:
+        """What each session is normalised with."""
         pooled = Moments()
-        for moments in spill.moments.values():
-            pooled.merge(moments)
+        for session in spill.sessions:
+            pooled.merge(session.moments)
+        steps = spill.window or 1
         if self.normalise == "none":
-            self._refuse_tiny(subject, pooled)
-            return {session: (np.zeros(()), np.ones(())) for session in spill.moments}
-        if pooled.count < 2:
+            _refuse_tiny(spill.subject, pooled)
+            return _Scaling(None, [], 0)
+        if pooled.count < 2 * steps:
             raise InputError(
-                f"{subject} has {pooled.count} training trials, and z-scoring needs two of them: "
+                f"{spill.subject} has {pooled.count // steps} training trials, and z-scoring needs two of them: "
                 "change the split, or build with normalise 'none'."
             )
-        scales, constant = {}, 0
-        for session, moments in spill.moments.items():
-            alone = self.normalise == "session" and moments.count >= 2
-            mean, std, unvarying = (moments if alone else pooled).mean_std()
-            scales[session], constant = (mean, std), max(constant, unvarying)
-            if self.normalise == "session" and not alone and session in spill.session:
-                self.pooled.setdefault(subject, []).append(session)
-        self.constant[subject] = constant
-        return scales
+        scaling = _Scaling({}, [], 0)
+        for session in spill.sessions:
+            alone = self.normalise == "session" and session.moments.count >= 2 * steps
+            scaling.add(session, session.moments if alone else pooled)
+            if self.normalise == "session" and not alone and len(session.nsd_id):
+                scaling.pooled.append(session.number)
+        return scaling
 
-    def _refuse_tiny(self, subject: str, pooled: Moments) -> None:
-        spread = float(np.median(pooled.mean_std()[1])) if pooled.count else 1.0
-        if spread < 1e-3:
-            raise InputError(
-                f"{subject}: responses vary by {spread:g} (median over voxels), too little for float16: "
-                "multiply them, or build with normalise 'session'."
-            )
-
-    def _write(
-        self, subject: str, spill: TrialSpill, scales: dict[int, tuple[np.ndarray, np.ndarray]]
-    ) -> None:
-        ids, test = np.array(spill.nsd_id, np.int64), np.array(spill.test, bool)
+    def _write(self, spill: TrialSpill, scaling: _Scaling) -> Iterator[dict[str, Any]]:
+        """Write the shards that are not there yet; yields what the manifest says of each."""
+        subject, ids, test = spill.subject, spill.nsd_id, spill.test
         both = set(ids[test].tolist()) & set(ids[~test].tolist())
         pictures, done = len(set(ids.tolist())) + len(both), 0
         width = max(5, len(str(ids.max(initial=0))))
@@ -190,50 +245,63 @@ class _Build:
                 seen = [int(ids[positions[0]]) for positions in chosen]
                 keys = [f"{subject}_nsd{n:0{width}d}" + (f"_{partition}" if n in both else "") for n in seen]
                 name = f"{subject}/{partition}-{number:05d}"
-                responses = ResponsesColumn(subject, spill, scales, keys, chosen, self.normalise)
-                columns = {
-                    "responses": write_column(
-                        self.root, name, "responses", responses.members(), extra=responses.extra
-                    ),
-                    "stimuli": write_column(
-                        self.root, name, "stimuli", stimuli_members(self.source, keys, seen)
-                    ),
+                head = {
+                    "name": name,
+                    "subject": subject,
+                    "partition": partition,
+                    "number": number,
+                    "samples": len(chosen),
+                    "trials": sum(len(s) for s in chosen),
                 }
-                self.clipped += responses.clipped
-                self.shards.append(
-                    {
-                        "name": name,
-                        "subject": subject,
-                        "partition": partition,
-                        "number": number,
-                        "samples": len(chosen),
-                        "trials": sum(len(s) for s in chosen),
-                        "columns": {column: entry.model_dump() for column, entry in columns.items()},
-                    }
-                )
+                responses = ResponsesColumn(spill, scaling.scales, keys, chosen)
+                yield head | self._shard(name, responses, seen)
                 done += len(chosen)
         self.progress(f"writing {subject}", done, pictures)
 
+    def _shard(self, name: str, responses: ResponsesColumn, seen: list[int]) -> dict[str, Any]:
+        """Columns of one shard and how many values were clipped in it, written unless they are there."""
+        root, done = self.workshop.data, self.workshop.done.get(("shard", name))
+        if done is not None and _there(root, done["columns"]):
+            return dict(done)
+        columns = {
+            "responses": write_column(root, name, "responses", responses.members(), extra=responses.extra),
+            "stimuli": write_column(
+                root, name, "stimuli", stimuli_members(self.source, responses.keys, seen)
+            ),
+        }
+        found = {column: entry.model_dump() for column, entry in columns.items()}
+        self.workshop.record("shard", name, columns=found, clipped=responses.clipped)
+        return {"columns": found, "clipped": responses.clipped}
 
-def _voxel_table(subject: str, source: SubjectSource) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The voxel table, checked, and the number of voxels of each ROI."""
-    table = {name: np.asarray(array) for name, array in source.voxel_table().items()}
-    for name, array in table.items():
-        if array.ndim < 1 or len(array) != source.voxels or array.dtype.kind not in "biufU":
-            raise InputError(
-                f"{subject}: {name} of the voxel table is {array.dtype} {array.shape}, and must be numbers "
-                f"or strings with {source.voxels} entries, one a voxel."
-            )
-    ceiling = table.get("noise_ceiling")
-    if ceiling is not None:
-        if not (ceiling.ndim == 1 and ceiling.dtype.kind == "f" and ((ceiling >= 0) & (ceiling <= 1)).all()):
-            raise InputError(
-                f"{subject}: noise_ceiling must be one number in [0, 1] for each voxel, and is not."
-            )
-        table["noise_ceiling"] = ceiling.astype(np.float32)
-    if "roi" not in table:
-        return table, {}
-    if table["roi"].dtype.kind != "U" or table["roi"].ndim != 1:
-        raise InputError(f"{subject}: roi must be one string for each voxel, not {table['roi'].dtype}.")
-    names, counts = np.unique(table["roi"], return_counts=True)
-    return table, {str(name): int(count) for name, count in zip(names, counts, strict=True) if name}
+
+@dataclass
+class _Scaling:
+    """Means and factors by session, the sessions that took those of all, and how many voxels are constant."""
+
+    scales: dict[int, tuple[np.ndarray, np.ndarray]] | None
+    pooled: list[int]
+    constant: int
+
+    def add(self, session: Session, moments: Moments) -> None:
+        """Normalise a session by these moments."""
+        mean, std, unvarying = moments.mean_std()
+        assert self.scales is not None
+        factor = np.minimum(1 / std, np.finfo(np.float32).max)
+        self.scales[session.number] = mean.astype(np.float32), factor.astype(np.float32)
+        self.constant = max(self.constant, unvarying)
+
+
+def _refuse_tiny(subject: str, pooled: Moments) -> None:
+    spread = float(np.median(pooled.mean_std()[1])) if pooled.count else 1.0
+    if spread < 1e-3:
+        raise InputError(
+            f"{subject}: responses vary by {spread:g} (median over voxels), too little for float16: "
+            "multiply them, or build with normalise 'session'."
+        )
+
+
+def _there(root: Path, columns: dict[str, dict[str, Any]]) -> bool:
+    """Whether files that were written before have the sizes they were written with."""
+    files = [entry for column in columns.values() for entry in (column, column["index"])]
+    found = [root / entry["file"] for entry in files]
+    return all(p.is_file() and p.stat().st_size == e["bytes"] for p, e in zip(found, files, strict=True))

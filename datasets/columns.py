@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 import io
-import zlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from isal.isal_zlib import crc32
 from PIL import Image
 
 from fmri2img.datasets.manifest import BETAS
-from fmri2img.datasets.npy import pack
+from fmri2img.datasets.npy import header
 from fmri2img.datasets.source import TrialSource
 from fmri2img.datasets.spill import TrialSpill
-from fmri2img.datasets.writer import Sample
+from fmri2img.datasets.writer import Payload, Sample
 from fmri2img.errors import InputError
 from fmri2img.files import canonical_json
 
 Normalise = Literal["session", "pooled", "none"]
 LARGEST = float(np.finfo(np.float16).max)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 @dataclass
 class ResponsesColumn:
-    """The responses column of one shard, normalised as it is written."""
+    """The responses column of one shard, normalised as it is written.
 
-    subject: str
+    Attributes:
+        scales: float32 mean and factor `(voxels,)` of each session; None to store responses as they are.
+        samples: positions of each sample's trials in the spill.
+        clipped: values beyond the largest float16 so far.
+    """
+
     spill: TrialSpill
-    scales: dict[int, tuple[np.ndarray, np.ndarray]]
+    scales: dict[int, tuple[np.ndarray, np.ndarray]] | None
     keys: list[str]
     samples: list[np.ndarray]
-    normalise: Normalise
     clipped: int = 0
     checks: list[list[int]] = field(default_factory=list)
 
     def members(self) -> Iterator[Sample]:
         """The samples of the column."""
         spill = self.spill
+        response = np.empty(spill.trial_shape, np.float32)
         for key, positions in zip(self.keys, self.samples, strict=True):
-            betas = np.stack([self._normalised(int(position)) for position in positions])
-            self.checks.append([zlib.crc32(trial.tobytes()) for trial in betas])
-            trials = [{"session": spill.session[p], "trial": spill.trial[p]} for p in positions]
-            record = {"nsd_id": spill.nsd_id[positions[0]], "trials": trials}
-            yield key, {BETAS: pack(betas), "json": canonical_json(record)}
+            betas = np.empty((len(positions), *spill.trial_shape), np.float16)
+            for repeat, position in enumerate(positions.tolist()):
+                spill.read(position, response)
+                self._normalise(position, response)
+                betas[repeat] = response
+            self.checks.append([crc32(trial.data) for trial in betas])
+            trials = [self._trial(position) for position in positions.tolist()]
+            record = canonical_json({"nsd_id": int(spill.nsd_id[positions[0]]), "trials": trials})
+            yield key, {BETAS: (header(betas.shape, betas.dtype), betas.data.cast("B")), "json": record}
 
     def extra(self) -> dict[str, np.ndarray]:
         """The per-sample arrays of its index, once the samples are written."""
@@ -52,45 +63,69 @@ class ResponsesColumn:
         sessions = np.full((len(repeats), repeats.max()), -1, np.int16)
         checks = np.zeros(sessions.shape, np.uint32)
         for row, positions in enumerate(self.samples):
-            sessions[row, : len(positions)] = [self.spill.session[p] for p in positions]
+            sessions[row, : len(positions)] = self.spill.session[positions]
             checks[row, : len(positions)] = self.checks[row]
         nsd_id = np.array([self.spill.nsd_id[positions[0]] for positions in self.samples], np.int64)
         return {"nsd_id": nsd_id, "repeats": repeats, "sessions": sessions, "trial_crc32": checks}
 
-    def _normalised(self, position: int) -> np.ndarray:
-        mean, std = self.scales[self.spill.session[position]]
-        response: np.ndarray = (self.spill.response(position) - mean) / std
+    def _trial(self, position: int) -> dict[str, Any]:
+        spill = self.spill
+        values = {name: _number(column[position]) for name, column in spill.behaviour.items()}
+        return {"session": int(spill.session[position]), "trial": int(spill.trial[position])} | values
+
+    def _normalise(self, position: int, response: np.ndarray) -> None:
+        """Normalise a float32 response in place, within what float16 can hold."""
+        if self.scales is not None:
+            mean, factor = self.scales[int(self.spill.session[position])]
+            with np.errstate(over="ignore"):  # what is too large is clipped and counted below
+                response -= mean
+                response *= factor
+        if response.min() >= -LARGEST and response.max() <= LARGEST:
+            return
         large = np.abs(response) > LARGEST
-        if large.any():
-            if self.normalise == "none":
-                where = f"session {self.spill.session[position]}, trial {self.spill.trial[position]}"
-                raise InputError(
-                    f"{self.subject}, {where}: the response {response[large][0]:g} does not fit float16 (at "
-                    f"most {LARGEST:g}): rescale the responses, or build with normalise 'session'."
-                )
-            self.clipped += int(large.sum())
-            response = np.clip(response, -LARGEST, LARGEST)
-        return response.astype(np.float16)
+        if self.scales is None:
+            where = f"session {self.spill.session[position]}, trial {self.spill.trial[position]}"
+            raise InputError(
+                f"{self.spill.subject}, {where}: the response {response[large][0]:g} does not fit float16 (at "
+                f"most {LARGEST:g}): rescale the responses, or build with normalise 'session'."
+            )
+        self.clipped += int(large.sum())
+        np.clip(response, -LARGEST, LARGEST, out=response)
+
+
+def _number(value: float) -> float | int | None:
+    if math.isnan(value):
+        return None
+    return int(value) if value.is_integer() else float(value)
 
 
 def stimuli_members(source: TrialSource, keys: list[str], nsd_ids: list[int]) -> Iterator[Sample]:
-    """The samples of a stimuli column: each picture as PNG, and its captions."""
-    for key, nsd_id in zip(keys, nsd_ids, strict=True):
+    """The samples of a stimuli column: each picture, and its captions.
+
+    Arrays become PNG; files are stored as they are, but where a shard would hold PNG and JPEG side by side,
+    its JPEG pictures become PNG too: a column has one ending, and decoding a JPEG loses nothing more.
+    """
+    pictures = [picture_bytes(nsd_id, source.picture(nsd_id)) for nsd_id in nsd_ids]
+    ending = "jpg" if all(data.startswith(JPEG) for data in pictures) else "png"
+    for key, nsd_id, data in zip(keys, nsd_ids, pictures, strict=True):
         captions = [str(caption) for caption in source.captions(nsd_id)]
         record = canonical_json({"nsd_id": nsd_id, "captions": captions})
-        picture = source.picture(nsd_id)
-        if isinstance(picture, bytes):
-            yield key, {"json": record, _ending(nsd_id, picture): picture}
-        else:
-            yield key, {"json": record, "png": encode_png(nsd_id, picture)}
+        payloads: dict[str, Payload] = {"json": record}
+        payloads[ending] = data if ending == "jpg" or data.startswith(PNG) else _as_png(nsd_id, data)
+        yield key, payloads
 
 
-def _ending(nsd_id: int, data: bytes) -> str:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    raise InputError(f"Picture {nsd_id} is neither a PNG nor a JPEG file: correct the source.")
+def picture_bytes(nsd_id: int, picture: np.ndarray | bytes) -> bytes:
+    """A picture as the bytes of a PNG or JPEG file.
+
+    Raises:
+        InputError: it is neither such a file nor uint8 `(height, width, 3)`.
+    """
+    if not isinstance(picture, bytes):
+        return encode_png(nsd_id, picture)
+    if not picture.startswith((PNG, JPEG)):
+        raise InputError(f"Picture {nsd_id} is neither a PNG nor a JPEG file: correct the source.")
+    return picture
 
 
 def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
@@ -108,3 +143,11 @@ def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _as_png(nsd_id: int, data: bytes) -> bytes:
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            return encode_png(nsd_id, np.asarray(image.convert("RGB")))
+    except OSError as error:
+        raise InputError(f"Picture {nsd_id} is no whole JPEG file ({error}): correct the source.") from None

@@ -1,100 +1,172 @@
-"""One subject's trials on disk while a data set is built, so that memory does not grow with their number."""
+"""One subject's trials on disk while a data set is built, so that memory does not grow with their number.
+
+A build that was killed takes them up again: every session's responses lie in the spill file as they were
+measured, and what else is known of the session in a small file beside it, both under a checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
-from fmri2img.datasets.source import SessionTrials, SubjectSource, TrialSource
+from fmri2img.datasets.npy import pack_npz, unpack_npz
 from fmri2img.datasets.statistics import Moments
 from fmri2img.errors import InputError
+from fmri2img.files import write_atomic
+
+PIECE = 1 << 24
+"""Bytes of the spill read at a time when it is checked."""
 
 
-@dataclass
-class TrialSpill:
-    """Trials of one subject in the order measured: responses in a temporary file, the rest in memory.
+@dataclass(frozen=True)
+class Session:
+    """What is known of one session beside its responses.
 
     Attributes:
-        nsd_id, session, trial, test: one entry a trial; `trial` counts within the session from 1.
-        moments: of the training trials of each session.
+        nsd_id, trial: int64 `(trials,)`; `trial` is the number within the session, from 1.
+        test: bool `(trials,)`.
+        behaviour: float64 `(trials,)` by name, NaN where there is none.
+        moments: of each voxel over the training trials, and over the time points where trials are windows.
     """
 
-    path: Path
-    voxels: int
-    nsd_id: list[int] = field(default_factory=list)
-    session: list[int] = field(default_factory=list)
-    trial: list[int] = field(default_factory=list)
-    test: list[bool] = field(default_factory=list)
-    moments: dict[int, Moments] = field(default_factory=dict)
+    number: int
+    nsd_id: np.ndarray
+    trial: np.ndarray
+    test: np.ndarray
+    behaviour: dict[str, np.ndarray]
+    moments: Moments
 
-    def __post_init__(self) -> None:
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    def pack(self) -> bytes:
+        """The session as the bytes of an `.npz` file."""
+        arrays = {"nsd_id": self.nsd_id, "trial": self.trial, "test": self.test}
+        arrays |= {f"behaviour.{name}": values for name, values in self.behaviour.items()}
+        of = self.moments
+        return pack_npz(
+            arrays
+            | {"count": np.array(of.count), "mean": np.asarray(of.mean), "squares": np.asarray(of.squares)}
+        )
 
-    def add(self, session: int, trials: SessionTrials, test: list[bool]) -> None:
-        """Take in one session."""
-        responses = np.ascontiguousarray(trials.responses, np.float32)
-        training = ~np.array(test, bool)
-        self.moments[session] = Moments()
-        self.moments[session].add(responses[training])
+
+def unpack_session(number: int, data: bytes) -> Session:
+    """The session of `Session.pack`."""
+    arrays = unpack_npz(data)
+    behaviour = {n.split(".", 1)[1]: a for n, a in arrays.items() if n.startswith("behaviour.")}
+    moments = Moments(arrays["count"].item(), arrays["mean"], arrays["squares"])
+    return Session(number, arrays["nsd_id"], arrays["trial"], arrays["test"], behaviour, moments)
+
+
+class TrialSpill:
+    """Trials of one subject in the order measured: responses in a file, the rest in memory.
+
+    Args:
+        folder: where its files lie.
+        subject: whose trials.
+        voxels: of a response.
+
+    Attributes:
+        sessions: those taken in so far.
+        window: time points of a response, None for `(voxels,)`; known with the first session.
+        nsd_id, session, trial, test, behaviour: one entry a trial, after `close_intake`.
+    """
+
+    def __init__(self, folder: Path, subject: str, voxels: int) -> None:
+        self.folder, self.subject, self.voxels = folder, subject, voxels
+        self.sessions: list[Session] = []
+        self.window: int | None = None
+        self.nsd_id, self.session, self.trial = (np.zeros(0, np.int64) for _ in range(3))
+        self.test = np.zeros(0, bool)
+        self.behaviour: dict[str, np.ndarray] = {}
+        self._rows = 0
+        self._file = os.open(self._path("spill"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    @property
+    def trial_shape(self) -> tuple[int, ...]:
+        """Shape of one response."""
+        return (self.voxels,) if self.window is None else (self.window, self.voxels)
+
+    def add(self, session: Session, responses: np.ndarray) -> dict[str, Any]:
+        """Take in one session, float32 `(trials, ...)`; returns the record to find it again by.
+
+        Raises:
+            InputError: its window is not that of the sessions before.
+        """
+        window = responses.shape[1] if responses.ndim == 3 else None
+        if self.sessions and window != self.window:
+            raise InputError(
+                f"{self.subject}, session {session.number}: responses are {responses.shape[1:]}, but those of "
+                f"the sessions before {self.trial_shape}: give every session the same window."
+            )
+        self.window = window
         view = responses.data.cast("B") if responses.size else memoryview(b"")
-        start = len(self.nsd_id) * self.voxels * 4
+        record = {"rows": len(responses), "window": window, "crc32": crc32(view)}
+        start = self._rows * self._row_bytes
         while view:
             written = os.pwrite(self._file, view, start)
             view, start = view[written:], start + written
-        self.nsd_id += [int(value) for value in trials.nsd_ids]
-        self.session += [session] * len(responses)
-        self.trial += range(1, len(responses) + 1)
-        self.test += test
+        data = session.pack()
+        write_atomic(self._path(f"session-{session.number:05d}.npz"), data)
+        self._take(session)
+        return record | {"sha256": hashlib.sha256(data).hexdigest()}
 
-    def response(self, position: int) -> np.ndarray:
-        """float32 `(voxels,)`, one trial as it was measured."""
-        size = self.voxels * 4
-        return np.frombuffer(os.pread(self._file, size, position * size), np.float32)
+    def restore(self, number: int, record: dict[str, Any]) -> bool:
+        """Take in a session that was spilled before; False if its bytes are not there any more."""
+        try:
+            data = self._path(f"session-{number:05d}.npz").read_bytes()
+        except FileNotFoundError:
+            return False
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            return False
+        self.window = record["window"]
+        start, left, found = self._rows * self._row_bytes, record["rows"] * self._row_bytes, 0
+        while left:
+            piece = os.pread(self._file, min(left, PIECE), start)
+            if not piece:
+                return False
+            found, start, left = crc32(piece, found), start + len(piece), left - len(piece)
+        if found != record["crc32"]:
+            return False
+        self._take(unpack_session(number, data))
+        return True
+
+    def close_intake(self) -> None:
+        """Line up the trials of all sessions; a behavioural value that a session lacks is NaN there."""
+        self.nsd_id = np.concatenate([s.nsd_id for s in self.sessions])
+        self.session = np.concatenate([np.full(len(s.nsd_id), s.number) for s in self.sessions])
+        self.trial = np.concatenate([s.trial for s in self.sessions])
+        self.test = np.concatenate([s.test for s in self.sessions])
+        for name in sorted({name for s in self.sessions for name in s.behaviour}):
+            parts = [s.behaviour.get(name, np.full(len(s.nsd_id), np.nan)) for s in self.sessions]
+            self.behaviour[name] = np.concatenate(parts)
+
+    def read(self, position: int, into: np.ndarray) -> None:
+        """Read one trial, float32 `trial_shape`, as it was measured."""
+        size = self._row_bytes
+        if os.preadv(self._file, [into.data.cast("B")], position * size) != size:
+            raise RuntimeError(f"{self._path('spill')} is shorter than what was written to it")
 
     def close(self) -> None:
-        """Remove the temporary file."""
+        """Close the file and leave it for a later build."""
         os.close(self._file)
-        self.path.unlink()
 
+    def remove(self) -> None:
+        """Remove what `close` left."""
+        for path in self.folder.glob(f"{self.subject}.*"):
+            path.unlink()
 
-def check_session(subject: str, voxels: int, session: int, trials: SessionTrials) -> None:
-    """Refuse a session that is misshapen or not finite.
+    def _take(self, session: Session) -> None:
+        self.sessions.append(session)
+        self._rows += len(session.nsd_id)
 
-    Raises:
-        InputError: naming subject, session and trial.
-    """
-    where = f"{subject}, session {session}"
-    responses, ids = np.asarray(trials.responses), np.asarray(trials.nsd_ids)
-    if responses.ndim != 2 or responses.shape[1] != voxels or ids.shape != (len(responses),):
-        raise InputError(
-            f"{where}: responses are {responses.shape} and picture ids {ids.shape}, but a session needs "
-            f"(trials, {voxels}) and (trials,): correct the source."
-        )
-    if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0):
-        raise InputError(
-            f"{where}: picture ids must be integers from 0 (found {ids.dtype}, least {ids.min()})."
-        )
-    bad = ~np.isfinite(responses)
-    if bad.any():
-        row, voxel = (int(value) for value in np.argwhere(bad)[0])
-        raise InputError(
-            f"{where}, trial {row + 1}: the response of voxel {voxel} is {responses[row, voxel]}, and must "
-            f"be finite ({int(bad.any(axis=1).sum())} such trials in the session): drop these or the voxels."
-        )
+    @property
+    def _row_bytes(self) -> int:
+        return prod(self.trial_shape) * 4
 
-
-def session_numbers(subject: str, source: SubjectSource) -> list[int]:
-    """The sessions of a subject, checked to be ascending numbers from 1."""
-    sessions = [int(session) for session in source.sessions]
-    if sessions != sorted(set(sessions)) or not sessions or sessions[0] < 1 or sessions[-1] > 32767:
-        raise InputError(f"{subject}: sessions must be ascending numbers from 1 to 32767, not {sessions}.")
-    return sessions
-
-
-def mark_test(source: TrialSource, subject: str, session: int, nsd_ids: np.ndarray) -> list[bool]:
-    """Which trials of a session are test trials."""
-    of = {int(n): bool(source.is_test(subject, int(n), session)) for n in np.unique(nsd_ids)}
-    return [of[int(n)] for n in nsd_ids]
+    def _path(self, what: str) -> Path:
+        return self.folder / f"{self.subject}.{what}"

@@ -5,30 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import ColumnEntry, FileEntry
 from fmri2img.files import write_atomic
 
-Sample = tuple[str, Mapping[str, bytes]]
+Payload = bytes | tuple[bytes | memoryview, ...]
+"""The bytes of a member, or pieces of bytes that follow one another, which saves a copy of large arrays."""
+Sample = tuple[str, Mapping[str, Payload]]
 
-
-class _Digesting:
-    """A file that is only written, hashed as it goes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
+BUFFER = 1 << 20
+"""Bytes that are hashed and written at a time, at least."""
 
 
 def write_column(
@@ -48,39 +41,24 @@ def write_column(
         samples: (key, {file ending: payload}) in key order, every sample with the same endings.
         extra: called after the last sample, gives the per-sample arrays of the index.
     """
-    import webdataset  # it brings torch, which readers and the command line do without
-
     target = root / f"{shard}.{column}.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
-    keys: list[str] = []
-    checks: list[list[int]] = []
-    fields: list[str] = []
     temporary = target.with_name(f".{target.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            stream = _Digesting(file)
-            with webdataset.TarWriter(
-                stream, encoder=False, user="fmri2img", group="fmri2img", mtime=0
-            ) as tar:
-                for key, payloads in samples:
-                    fields = fields or sorted(payloads)
-                    if sorted(payloads) != fields or "." in key:
-                        raise ValueError(
-                            f"sample {key!r} has fields {sorted(payloads)}, the shard has {fields}"
-                        )
-                    tar.write({"__key__": key, **payloads})
-                    keys.append(key)
-                    checks.append([zlib.crc32(payloads[name]) for name in fields])
-            file.flush()
+        with open(temporary, "wb", buffering=0) as file:
+            tar = _Tar(file)
+            for key, payloads in samples:
+                tar.add(key, payloads)
+            digest = tar.end()
             os.fsync(file.fileno())
-        index = _index_of(temporary, keys, fields, checks)
+        index = tar.index()
         index.extra.update(extra() if extra else {})
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     entry = write_file(root, f"{shard}.{column}.index.npz", index.pack())
     file_name = target.relative_to(root).as_posix()
-    return ColumnEntry(file=file_name, bytes=stream.bytes, sha256=stream.digest.hexdigest(), index=entry)
+    return ColumnEntry(file=file_name, bytes=tar.size, sha256=digest, index=entry)
 
 
 def write_file(root: Path, file: str, data: bytes) -> FileEntry:
@@ -91,17 +69,69 @@ def write_file(root: Path, file: str, data: bytes) -> FileEntry:
     return FileEntry(file=file, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _index_of(path: Path, keys: list[str], fields: list[str], checks: list[list[int]]) -> ColumnIndex:
-    """The index, with offsets read back from the headers that were really written."""
-    with tarfile.open(path, "r:") as tar:
-        members = tar.getmembers()
-    if [m.name for m in members] != [f"{key}.{name}" for key in keys for name in fields]:
-        raise RuntimeError(f"{path} holds other members than were written to it")
-    shape = (len(keys), len(fields))
-    return ColumnIndex(
-        keys=np.array(keys),
-        fields=fields,
-        offset=np.array([m.offset_data for m in members], np.int64).reshape(shape),
-        size=np.array([m.size for m in members], np.int64).reshape(shape),
-        crc32=np.array(checks, np.uint32).reshape(shape),
-    )
+class _Tar:
+    """A tar that is hashed and indexed as it is written; byte for byte that of `webdataset.TarWriter`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = 0
+        self._file, self._digest, self._buffer = file, hashlib.sha256(), bytearray()
+        self._fields: list[str] = []
+        self._keys: list[str] = []
+        self._places: list[tuple[int, int, int]] = []
+
+    def add(self, key: str, payloads: Mapping[str, Payload]) -> None:
+        """Append the files of one sample."""
+        self._fields = self._fields or sorted(payloads)
+        if sorted(payloads) != self._fields or "." in key:
+            raise ValueError(f"sample {key!r} has fields {sorted(payloads)}, the shard has {self._fields}")
+        for name in self._fields:
+            payload = payloads[name]
+            pieces = payload if isinstance(payload, tuple) else (payload,)
+            size, check = sum(len(piece) for piece in pieces), 0
+            self._write(_header(f"{key}.{name}", size))
+            place = self.size
+            for piece in pieces:
+                check = crc32(piece, check)
+                self._write(piece)
+            self._write(bytes(-size % tarfile.BLOCKSIZE))
+            self._places.append((place, size, check))
+        self._keys.append(key)
+
+    def end(self) -> str:
+        """Write the end of the archive; returns the sha256 of the whole."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
+        self._flush()
+        return self._digest.hexdigest()
+
+    def index(self) -> ColumnIndex:
+        """Where everything was written."""
+        shape = (len(self._keys), len(self._fields))
+        offset, size, checks = zip(*self._places, strict=True) if self._places else ((), (), ())
+        return ColumnIndex(
+            keys=np.array(self._keys),
+            fields=self._fields,
+            offset=np.array(offset, np.int64).reshape(shape),
+            size=np.array(size, np.int64).reshape(shape),
+            crc32=np.array(checks, np.uint32).reshape(shape),
+        )
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self.size += len(data)
+        self._buffer += data
+        if len(self._buffer) >= BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._digest.update(self._buffer)
+        view = memoryview(self._buffer)
+        while view:
+            view = view[self._file.write(view) :]
+        self._buffer = bytearray()
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header of a file in a tar, with nothing in it that differs from one run to another."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "fmri2img", "fmri2img"
+    return member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")

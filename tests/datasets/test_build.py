@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import pickle
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +14,7 @@ import pytest
 import webdataset
 
 from fmri2img.datasets import Dataset, SessionTrials, build_dataset, info, verify
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.errors import InputError
 
 
 def truth(source: Any, subject: str, normalise: str = "session") -> dict[tuple[int, bool], np.ndarray]:
@@ -187,47 +183,6 @@ def test_subject_ids_with_dots_are_refused(tmp_path: Path, make_source: Any, mak
 def test_what_exists_is_never_overwritten(tiny: Dataset, make_source: Any) -> None:
     with pytest.raises(InputError, match="exists already, and a data set is never overwritten: remove it or"):
         build_dataset(make_source(), tiny.path)
-
-
-def test_a_full_disk_is_one_clear_error(
-    tmp_path: Path, make_source: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("fmri2img.datasets.spill.os.pwrite", full)
-    with pytest.raises(Fmri2imgError, match="No space is left for"):
-        build_dataset(make_source(), tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    script = textwrap.dedent("""
-        import os, sys, signal
-        import numpy as np
-        from fmri2img.datasets import build_dataset, SessionTrials
-        class Subject:
-            voxels, sessions = 3, [1]
-            def voxel_table(self): return {}
-            def session(self, s):
-                return SessionTrials(np.random.default_rng(0).normal(size=(9, 3)).astype("f4"), np.arange(9))
-        class Source:
-            name, terms, provenance, subjects = "t", "t", {}, {"subj01": Subject()}
-            def picture(self, n):
-                if n == 7: os.kill(os.getpid(), signal.SIGKILL)
-                return np.zeros((4, 4, 3), "u1")
-            def captions(self, n): return []
-            def is_test(self, *a): return False
-        build_dataset(Source(), sys.argv[1], samples_per_shard=2)
-    """)
-    out = tmp_path / "set"
-    subprocess.run([sys.executable, "-P", "-c", script, str(out)], check=False, timeout=60)
-    left = list(tmp_path.iterdir())
-    assert left, "the build died with its staging folder in place"
-    assert not out.exists()
-    for folder in left:
-        with pytest.raises(InputError, match=r"holds no dataset\.json, so it is no finished data set"):
-            Dataset.open(folder)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # WebDataset leaves its files to the collector
