@@ -4,9 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
+from tyro.conf import (
+    CascadeSubcommandArgs,
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 
 from fmri2img.commands.data import Data
+from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.console import output
 from fmri2img.errors import InputError
 
@@ -33,13 +42,22 @@ class RecipeFlags:
 
 @dataclass(frozen=True)
 class Features:
-    """Compute a recipe's feature spaces once and cache them in the data set."""
+    """Compute a recipe's feature spaces once and cache them in the data set, or `features import` computed ones."""
 
     data: Positional[Path]
     """the data set folder"""
     flags: OmitArgPrefixes[RecipeFlags] = RecipeFlags()
+    given: OmitSubcommandPrefixes[
+        OmitArgPrefixes[
+            Annotated[FeaturesImport, subcommand("import")] | Annotated[None, subcommand("compute")]
+        ]
+    ] = None
 
     def run(self) -> None:
+        if self.given is not None:
+            if self.flags != RecipeFlags():
+                raise InputError("features import takes no recipe: leave --recipe, --config and --set away")
+            return self.given.run(self.data)
         from fmri2img.launch.features import cache_features
 
         cache_features(self.flags.load(), self.data)
@@ -251,7 +269,7 @@ class Demo:
 
 Command = OmitSubcommandPrefixes[
     Annotated[Data, subcommand("data")]
-    | Annotated[Features, subcommand("features")]
+    | Annotated[CascadeSubcommandArgs[Features], subcommand("features")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Finetune, subcommand("finetune")]
     | Annotated[Reconstruct, subcommand("reconstruct")]

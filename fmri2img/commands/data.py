@@ -7,15 +7,22 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from fmri2img.commands.build_arrays import BuildArrays
+from fmri2img.commands.build_braindiffuser import BuildBrainDiffuser
+from fmri2img.commands.build_mindeye1 import BuildMindEye1
+from fmri2img.commands.build_mindeye2 import BuildMindEye2
 from fmri2img.commands.build_neuropictor import BuildNeuropictor
 from fmri2img.commands.build_nsd import BuildNsd
 from fmri2img.commands.build_simulated import BuildSimulated
+from fmri2img.commands.data_fetch import DataFetch
 from fmri2img.console import output, stage
 
 Build = (
     Annotated[BuildSimulated, subcommand("simulated")]
     | Annotated[BuildArrays, subcommand("arrays")]
     | Annotated[BuildNsd, subcommand("nsd")]
+    | Annotated[BuildMindEye2, subcommand("mindeye2")]
+    | Annotated[BuildMindEye1, subcommand("mindeye1")]
+    | Annotated[BuildBrainDiffuser, subcommand("braindiffuser")]
     | Annotated[BuildNeuropictor, subcommand("neuropictor")]
 )
 
@@ -70,7 +77,8 @@ class DataInfo:
 
 
 DataAction = (
-    Annotated[DataBuild, subcommand("build")]
+    Annotated[DataFetch, subcommand("fetch")]
+    | Annotated[DataBuild, subcommand("build")]
     | Annotated[DataVerify, subcommand("verify")]
     | Annotated[DataInfo, subcommand("info")]
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fmri2img.cli import run
 from fmri2img.datasets import Dataset, verify
 from fmri2img.datasets.bfloat16 import from_bits, to_bits
 from fmri2img.datasets.feature_import import FeatureRows, import_features, read_ids
@@ -209,3 +210,39 @@ def test_lying_sizes_are_never_believed(tmp_path: Path) -> None:
 def test_ids_that_cannot_be_are_refused(tiny: Dataset, tmp_path: Path, ids: np.ndarray, said: str) -> None:
     with pytest.raises(InputError, match=said):
         import_features(tiny.path, name="given", sources=[FeatureRows(write_npy(tmp_path, FEATURES), ids)])
+
+
+def test_the_command_imports(tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = np.arange(12)[::-1]
+    np.save(tmp_path / "ids.npy", order)
+    line = ["features", "import", str(tiny.path), "--space", "c", "--dtype", "float16"]
+    line += ["--from", write_hdf5(tmp_path, FEATURES[order]), "--ids", str(tmp_path / "ids.npy")]
+    assert run(line) == 0
+    assert f"Feature space c in {tiny.path}" in " ".join(capsys.readouterr().out.split())
+    found = every_feature(Dataset.open(tiny.path), "c")
+    assert all((found[n] == FEATURES[n].astype(np.float16)).all() for n in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import", "missing PATH, --space, --from"),
+        ("import x --space a", "missing --from; see fmri2img features import --help"),
+        ("import x --space a --from b.npy --recipe mine", "features import takes no recipe: leave --recipe"),
+        (
+            "import x --space a --from b.npy --dtype int8",
+            "--dtype int8: use one of bfloat16, float16, float32",
+        ),
+        ("import x --space a --from b.npy --ids c.npy d.npy", "--ids names 2 arrays and --from 1"),
+        ("import x --space a --from b.npy --subjects subj01", "give that too"),
+        (
+            "import x --space a --from b.npy --design c.mat",
+            r"--design with --subjects (none) needs a training",
+        ),
+        ("x --space a", "did you mean --space?; use one of import"),
+    ],
+)
+def test_a_wrong_import_is_told_in_one_line(capsys: pytest.CaptureFixture[str], line: str, said: str) -> None:
+    assert run(["features", *line.split()]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert said in message

@@ -1,0 +1,42 @@
+"""`fmri2img data build mindeye1`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from fmri2img.console import output, stage
+
+
+@dataclass(frozen=True)
+class BuildMindEye1:
+    """Make a data set of MindEye1's published tars (webdataset_avg_split of pscotti/naturalscenesdataset)."""
+
+    out: Positional[Path]
+    """the folder to make"""
+    root: Path
+    """webdataset_avg_split, webdataset_avg_new, or the folder that has the first"""
+    subjects: tuple[str, ...]
+    """subj01 to subj08"""
+    captions: Path | None = None
+    """COCO_73k_annots_curated.npy; the one in --root or above it otherwise, if it is there"""
+    normalise: Literal["none", "pooled"] = "none"
+    """the responses come z-scored by session; pooled does it again from all training trials"""
+    samples_per_shard: int = 64
+    """pictures of one subject in a shard"""
+
+    def run(self) -> None:
+        from fmri2img.datasets import build_dataset
+        from fmri2img.datasets.prepared.mindeye1 import MindEye1Source
+
+        source = MindEye1Source(self.root, self.subjects, captions=self.captions)
+        with stage("Data set", "trials") as tell:
+            build_dataset(
+                source,
+                self.out,
+                normalise=self.normalise,
+                samples_per_shard=self.samples_per_shard,
+                progress=lambda what, done, total: tell(done, total, what),
+            )
+        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
