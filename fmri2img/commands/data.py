@@ -13,7 +13,6 @@ from fmri2img.commands.build_mindeye2 import BuildMindEye2
 from fmri2img.commands.build_neuropictor import BuildNeuropictor
 from fmri2img.commands.build_nsd import BuildNsd
 from fmri2img.commands.build_simulated import BuildSimulated
-from fmri2img.commands.data_fetch import DataFetch
 from fmri2img.console import output, stage
 
 Build = (
@@ -77,8 +76,7 @@ class DataInfo:
 
 
 DataAction = (
-    Annotated[DataFetch, subcommand("fetch")]
-    | Annotated[DataBuild, subcommand("build")]
+    Annotated[DataBuild, subcommand("build")]
     | Annotated[DataVerify, subcommand("verify")]
     | Annotated[DataInfo, subcommand("info")]
 )
