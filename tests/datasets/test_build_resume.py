@@ -20,6 +20,10 @@ from fmri2img.datasets.journal import Workshop, read_journal, workshop_path
 from fmri2img.errors import Fmri2imgError, InputError
 
 
+# The child of a fork only reads and writes files, which no thread of the parent can hold up.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
 class Victim:
     """A process that builds a data set and kills itself the n-th time that it comes to a point."""
 
@@ -74,10 +78,10 @@ class WatchedSubject:
 
 class WatchedSource:
     name, terms, provenance = "watched", "free", {"release": "1"}
-    splits = {"early": NamedSplit("train", last_session={"subj01": 2})}
 
     def __init__(self, victim: Victim) -> None:
         self.victim = victim
+        self.splits = {"early": NamedSplit("train", last_session={"subj01": 2})}
         self.subjects = {
             "subj01": WatchedSubject(victim, 1, 5),
             "subj02": WatchedSubject(victim, 2, 3, (1, 2)),
@@ -214,7 +218,9 @@ def test_another_build_of_the_folder_is_refused_by_what_differs(
     left = interrupted(make_source(), tmp_path / "set", 5)
     with pytest.raises(InputError, match=message):
         build_dataset(make_source(**change), tmp_path / "set", samples_per_shard=2)
-    with pytest.raises(InputError, match=r"samples_per_shard 2, and this one has 4: .* or remove that folder"):
+    with pytest.raises(
+        InputError, match=r"samples_per_shard 2, and this one has 4: .* or remove that folder"
+    ):
         build_dataset(make_source(), tmp_path / "set", samples_per_shard=4)
     assert left.exists(), "what was done is still there"
     build_dataset(make_source(), tmp_path / "set", samples_per_shard=2)
