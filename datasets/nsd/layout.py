@@ -48,7 +48,7 @@ class NsdLayout:
         if not self.root.is_dir():
             raise InputError(
                 f"{self.root} is no folder: give the one that holds nsddata and nsddata_betas, "
-                "or bring them with: fmri2img data fetch nsd"
+                f"or bring them with: fmri2img data fetch nsd {self.root}"
             )
 
     @property
@@ -80,7 +80,9 @@ class NsdLayout:
         found = self._find(f"{name}.nii.gz")
         if found is not None and self._find(f"{name}.hdf5") is None:
             return found
-        return self._there(f"{name}.hdf5", "betas")
+        return self._there(
+            f"{name}.hdf5", "betas", f" --subjects {subject} --betas {version} --space {space}"
+        )
 
     def find_ncsnr(self, subject: str, space: str, version: str) -> Path | None:
         """The volume of noise-ceiling signal-to-noise ratios."""
@@ -90,7 +92,9 @@ class NsdLayout:
         """Single-trial betas of one session on fsaverage, `.mgh`, or `.mgz` as some mirrors have them."""
         folder = f"{self._betas(subject, 'fsaverage', version)}"
         name = f"{folder}/{known(hemisphere, HEMISPHERES, 'hemisphere')}.betas_session{session:02d}"
-        return self._find(f"{name}.mgz") or self._there(f"{name}.mgh", "fsaverage")
+        return self._find(f"{name}.mgz") or self._there(
+            f"{name}.mgh", "fsaverage", f" --subjects {subject} --betas {version}"
+        )
 
     def find_surface_ncsnr(self, subject: str, version: str, hemisphere: str) -> Path | None:
         """Noise-ceiling signal-to-noise ratios on fsaverage."""
@@ -101,7 +105,7 @@ class NsdLayout:
         """An ROI volume, such as `nsdgeneral`, or `lh.nsdgeneral` of one hemisphere."""
         folder = f"nsddata/ppdata/{known_subject(subject)}/{known(space, SPACES, 'space')}/roi"
         known(name, self.rois(subject, space) or [name], f"ROI of {subject} in {space}")
-        return self._there(f"{folder}/{name}.nii.gz", "rois")
+        return self._there(f"{folder}/{name}.nii.gz", "rois", f" --subjects {subject} --space {space}")
 
     def rois(self, subject: str, space: str) -> list[str]:
         """Names of the ROI volumes there are, in alphabetical order."""
@@ -124,6 +128,7 @@ class NsdLayout:
                 subject, space, "timeseries", f"timeseries_session{session:02d}_run{run:02d}.nii.gz"
             ),
             "timeseries",
+            f" --subjects {subject} --space {space}",
         )
 
     def timeseries_runs(self, subject: str, space: str, session: int) -> list[int]:
@@ -137,6 +142,7 @@ class NsdLayout:
         return self._there(
             self._series(subject, space, "design", f"design_session{session:02d}_run{run:02d}.tsv"),
             "timeseries",
+            f" --subjects {subject} --space {space}",
         )
 
     def _series(self, subject: str, space: str, kind: str, name: str) -> str:
@@ -151,11 +157,11 @@ class NsdLayout:
         path = self.root / name
         return path if path.is_file() else None
 
-    def _there(self, name: str, part: str) -> Path:
+    def _there(self, name: str, part: str, flags: str = "") -> Path:
         path = self.root / name
         if not path.is_file():
             raise InputError(
-                f"{path} is missing: bring it with: fmri2img data fetch nsd {self.root} --parts {part}"
+                f"{path} is missing: bring it with: fmri2img data fetch nsd {self.root} --parts {part}{flags}"
             )
         return path
 

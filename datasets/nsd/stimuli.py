@@ -8,6 +8,7 @@ them there are no captions.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,6 +76,16 @@ class Stimuli:
         small = Image.fromarray(picture).resize((self.size, self.size), Image.Resampling.LANCZOS)
         return np.asarray(small)
 
+    def png(self, nsd_id: int) -> bytes:
+        """The picture as a PNG file, packed fast: half the time of the usual level for some per cent more bytes.
+
+        Raises:
+            InputError, DamageError: as of `picture`.
+        """
+        buffer = io.BytesIO()
+        Image.fromarray(self.picture(nsd_id)).save(buffer, format="PNG", compress_level=1)
+        return buffer.getvalue()
+
 
 def read_captions(layout: NsdLayout, nsd_ids: Iterable[int]) -> dict[int, list[str]] | None:
     """Captions of some pictures by nsd_id; None where there is neither of COCO's caption files.
@@ -94,9 +105,8 @@ def read_captions(layout: NsdLayout, nsd_ids: Iterable[int]) -> dict[int, list[s
         path = paths.get(split)
         if path is None:
             raise InputError(
-                f"captions_{split}.json is missing beside its sibling in {layout.root}/nsddata_stimuli/stimuli/nsd/"
-                "annotations: bring it with: fmri2img data fetch nsd --parts captions, or remove both to build "
-                "without captions."
+                f"captions_{split}.json is missing beside its sibling in {layout.root}: bring it with: fmri2img data "
+                f"fetch nsd {layout.root} --parts captions, or remove both to build without captions."
             )
         needed = {number for of, number in coco.values() if of == split}
         for annotation in _annotations(path):

@@ -90,10 +90,10 @@ class BuildNsd:
 
 
 def _last(sessions: str | None) -> int | None:
-    """K of `1..K`."""
+    """K of `1..K`, or of `K` alone."""
     if sessions is None:
         return None
-    first, dots, last = sessions.partition("..")
-    if first != "1" or not dots or not last.isdigit():
+    last = sessions.removeprefix("1..")
+    if not last.isdigit():
         raise InputError(f"--sessions {sessions}: sessions start with the first: give 1..K, such as 1..5.")
     return int(last)

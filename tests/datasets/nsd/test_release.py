@@ -120,7 +120,7 @@ def test_the_command_builds_and_says_what_it_lacks(copied: Any, capsys: pytest.C
         (("--rois", "V1"), "'V1' is no ROI of subj01 in func1pt8mm"),
         (
             ("--betas", "b2"),
-            "betas_fithrf/betas_session01.hdf5 is missing: bring it with: fmri2img data fetch nsd",
+            "--parts betas --subjects subj01 --betas b2 --space func1pt8mm",
         ),
         (("--betas", "b4"), "--betas"),
         (("--space", "func1mm"), "func1mm/betas_fithrf_GLMdenoise_RR/betas_session01.hdf5 is missing"),
