@@ -13,6 +13,7 @@ the new one is dropped. A step folder that does not verify is of no use to any r
 its place.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -28,8 +29,15 @@ from fmri2img.checkpoints_schema.manifest import (
     check_name,
     sealed,
 )
-from fmri2img.checkpoints_schema.read import list_files, parse_step, read_manifest, step_name, verify
-from fmri2img.errors import DamageError, InputError
+from fmri2img.checkpoints_schema.read import (
+    damage,
+    find_latest,
+    list_files,
+    parse_step,
+    read_manifest,
+    step_name,
+)
+from fmri2img.errors import DamageError, InputError, StoppedError
 from fmri2img.files import fsync_file, fsync_folder, sha256_file, write_json
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -87,18 +95,18 @@ def commit(staging: Path, final: Path, manifest: CheckpointManifest) -> Path:
     for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
         fsync_folder(folder)
     fsync_folder(staging)
-    damaged = None
+    replaced = None
     if final.exists():
-        if not verify(final):
+        if not damage(final):
             _check_same(final, manifest)
             discard(staging)
             return final
-        damaged = staging.with_name(f"{staging.name}-damaged")
-        os.rename(final, damaged)
+        replaced = staging.with_name(f"{staging.name}-damaged")
+        os.rename(final, replaced)
     os.rename(staging, final)
     fsync_folder(final.parent)
-    if damaged is not None:
-        shutil.rmtree(damaged, ignore_errors=True)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -107,6 +115,33 @@ def discard(staging: Path) -> None:
     if not _STAGING.fullmatch(staging.name):
         raise ValueError(f"{staging} is not a staging folder of a checkpoint")
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def stopped(error: OSError, folder: Path, step: int) -> StoppedError:
+    """What to tell when the disk did not take the checkpoint of a step: why, what is left, and the way on.
+
+    `folder` holds the step folders of the run. It looks for the last good one, every byte of it read.
+    """
+    try:
+        found = find_latest(folder)
+    except DamageError:
+        found = None
+    why = error.strerror or str(error)
+    if found is None:
+        kept = "none is committed yet, so it begins anew"
+    else:
+        size = sum(record.bytes for record in found.manifest.files.values())
+        kept = f"it goes on from {found.path.name}, the last good one ({size / 1e6:.1f} MB)"
+    mend = {
+        errno.ENOSPC: "free space there",
+        errno.EDQUOT: "free space or raise the quota there",
+        errno.EROFS: "make it writable",
+        errno.EACCES: "make it writable",
+    }.get(error.errno or 0, "mend that")
+    return StoppedError(
+        f"{folder} did not take the checkpoint of step {step}: {why}. {mend.capitalize()} and run the same "
+        f"command: {kept}"
+    )
 
 
 def clean_stale(folder: Path) -> list[Path]:

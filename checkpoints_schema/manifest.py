@@ -17,10 +17,13 @@ MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
+EMA_NAME = "ema.safetensors"
+TRIALS_NAME = "trials.safetensors"
 
 Name = Annotated[str, Field(min_length=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Step = Annotated[int, Field(ge=0)]
+Shape = tuple[Annotated[int, Field(gt=0)], ...]
 
 
 class Record(BaseModel):
@@ -47,7 +50,7 @@ class SubjectRecord(Record):
 class FeatureSpaceRecord(Record):
     """A feature space the decoder predicts: shape of one picture's features, dtype, and what made them."""
 
-    shape: tuple[Annotated[int, Field(gt=0)], ...]
+    shape: Shape
     dtype: Name
     extractor: dict[str, JsonValue]
 
@@ -63,6 +66,8 @@ class ParentRecord(Record):
 class CheckpointManifest(Record):
     """`manifest.json`, schema version 1. Every file of the folder but the manifest itself is in `files`.
 
+    A reader uses the files that it knows and leaves the others alone, so optional ones (averaged weights,
+    latents of trials) need no new version.
     Names in `files` are relative, with `/` between folders. `created_at` is UTC, `2026-11-20T14:00:00Z`.
     `seal` is set by the commit: the SHA-256 of everything else in the document, see `sealed`.
     """

@@ -4,17 +4,23 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from fmri2img.checkpoints_schema.manifest import MANIFEST_NAME, CheckpointManifest, ParentRecord, sealed
+from fmri2img.checkpoints_schema.manifest import (
+    MANIFEST_NAME,
+    CheckpointManifest,
+    FileRecord,
+    ParentRecord,
+    sealed,
+)
 from fmri2img.checkpoints_schema.migrations import migrate
 from fmri2img.errors import DamageError, InputError
 from fmri2img.files import sha256_file
 
 _STEP = re.compile(r"step-(\d{8,})")
-_MANIFEST_LIMIT = 64 << 20
+_JSON_LIMIT = 64 << 20
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -65,16 +71,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST_NAME}: it is not a committed checkpoint")
-    if path.stat().st_size > _MANIFEST_LIMIT:
-        raise DamageError(f"{path} has {path.stat().st_size} bytes: a manifest has at most {_MANIFEST_LIMIT}")
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DamageError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DamageError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise DamageError(f"{path} holds a {type(document).__name__}: a manifest is a JSON object")
+    document = parse_object(path)
     try:
         migrated = migrate(document)
     except InputError as error:
@@ -86,7 +83,24 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     try:
         return CheckpointManifest.model_validate_json(json.dumps(migrated))
     except ValidationError as error:
-        raise DamageError(f"{path} breaks the checkpoint schema: {_first(error)}") from error
+        raise DamageError(f"{path} breaks the checkpoint schema: {first_error(error)}") from error
+
+
+def parse_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size. Raises DamageError when it cannot be read as one."""
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise DamageError(
+                f"{path} has {path.stat().st_size} bytes: such a file has at most {_JSON_LIMIT}"
+            )
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DamageError(f"{path} holds a {type(document).__name__}: it must hold a JSON object")
+    return document
 
 
 def verify(folder: Path) -> list[Problem]:
@@ -112,21 +126,29 @@ def verify(folder: Path) -> list[Problem]:
 
 def check_file(folder: Path, manifest: CheckpointManifest, name: str) -> Problem | None:
     """What is wrong with one file that the manifest lists, or None."""
-    record, path = manifest.files[name], folder / name
+    return compare(folder, name, manifest.files[name])
+
+
+def compare(folder: Path, name: str, record: FileRecord, *, source: str = "the manifest") -> Problem | None:
+    """How a file differs from the size and digest that `source` records, or None. Reads all of it."""
+    path = folder / name
     if not path.is_file():
-        return Problem(name, "missing", "is in the manifest but not in the folder")
+        return Problem(name, "missing", f"is in {source} but not in the folder")
     size = path.stat().st_size
     if size != record.bytes:
-        return Problem(name, "size", f"has {size} bytes, the manifest says {record.bytes}")
+        return Problem(name, "size", f"has {size} bytes, {source} says {record.bytes}")
     try:
         digest = sha256_file(path)
     except OSError as error:
         return Problem(name, "unreadable", f"cannot be read: {error.strerror}")
     if digest != record.sha256:
-        return Problem(
-            name, "sha256", f"has SHA-256 {digest[:12]}..., the manifest says {record.sha256[:12]}..."
-        )
+        return Problem(name, "sha256", f"has SHA-256 {digest[:12]}..., {source} says {record.sha256[:12]}...")
     return None
+
+
+def damage(folder: Path) -> list[Problem]:
+    """What keeps a reader from a step folder: all that `verify` finds but files too many."""
+    return [problem for problem in verify(folder) if problem.rule != "stray"]
 
 
 def find_latest(run: Path) -> Found | None:
@@ -137,8 +159,8 @@ def find_latest(run: Path) -> Found | None:
     a run that quietly began again would lose them.
     """
     passed_over: list[tuple[Path, str]] = []
-    for path in _step_folders(run):
-        problems = [problem for problem in verify(path) if problem.rule != "stray"]
+    for path in step_folders(run):
+        problems = damage(path)
         if not problems:
             return Found(path, read_manifest(path), tuple(passed_over))
         passed_over.append((path, "; ".join(str(problem) for problem in problems)))
@@ -155,8 +177,8 @@ def resolve(path: Path) -> Found:
     """
     if not path.is_dir():
         raise InputError(f"there is no folder {path}: pass a run folder or one of its step-... folders")
-    if parse_step(path.name) is not None or (path / MANIFEST_NAME).is_file():
-        problems = [problem for problem in verify(path) if problem.rule != "stray"]
+    if is_step(path):
+        problems = damage(path)
         if problems:
             raise DamageError(f"checkpoint {path} does not verify. " + "; ".join(map(str, problems)))
         return Found(path, read_manifest(path))
@@ -165,6 +187,11 @@ def resolve(path: Path) -> Found:
         what = "is a data set folder" if (path / "dataset.json").is_file() else "holds no checkpoint"
         raise InputError(f"{path} {what}: pass a run folder that has trained, or one of its step-... folders")
     return found
+
+
+def is_step(path: Path) -> bool:
+    """Whether a path is one step folder, under its own name or another, rather than a run."""
+    return parse_step(path.name) is not None or (path / MANIFEST_NAME).is_file()
 
 
 def parent_record(found: Found) -> ParentRecord:
@@ -178,7 +205,7 @@ def parent_record(found: Found) -> ParentRecord:
     )
 
 
-def _step_folders(run: Path) -> list[Path]:
+def step_folders(run: Path) -> list[Path]:
     """Step folders of a run, newest first."""
     steps = []
     for folder in (run, run / CHECKPOINTS_FOLDER):
@@ -190,7 +217,8 @@ def _step_folders(run: Path) -> list[Path]:
     return [path for _, path in sorted(steps, reverse=True)]
 
 
-def _first(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
+    """The first thing a pydantic model found wrong, in one line."""
     detail = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in detail["loc"]) or "the document"
     return f"{place}: {detail['msg']}"

@@ -1,6 +1,10 @@
 """Tensors in and out of safetensors files. Nothing here, and nothing a user must load, is ever unpickled."""
 
+import json
+import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _SUFFIX = ".safetensors"
+_HEADER_LIMIT = 100_000_000  # safetensors refuses longer ones too
 
 
 def save_tensors(
@@ -24,6 +29,7 @@ def save_tensors(
     into the header as canonical JSON under the one key `fmri2img`: safetensors writes several keys in random
     order.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     _check_suffix(path)
@@ -37,9 +43,15 @@ def save_tensors(
             tensor = tensor.clone()
         seen.add(storage.data_ptr())
         whole[name] = tensor
-    save_file(
-        whole, path, metadata={"fmri2img": canonical_json(dict(metadata)).decode()} if metadata else None
-    )
+    header = {"fmri2img": canonical_json(dict(metadata)).decode()} if metadata else None
+    try:
+        save_file(whole, path, metadata=header)
+    except SafetensorError as error:
+        told = re.search(r"os error (\d+)", str(error))
+        if told is None:
+            raise
+        number = int(told[1])  # safetensors tells of a full disk in its own way
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_tensors(
@@ -49,9 +61,6 @@ def load_tensors(
 
     Raises InputError when the manifest lists no such file, DamageError when its bytes changed.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     _check_suffix(Path(name))
     manifest = manifest or read_manifest(folder)
     if name not in manifest.files:
@@ -60,10 +69,51 @@ def load_tensors(
     problem = check_file(folder, manifest, name)
     if problem is not None:
         raise DamageError(f"checkpoint {folder} is damaged. {problem}")
+    return read_tensors(folder / name)
+
+
+def read_tensors(path: Path) -> dict[str, "torch.Tensor"]:
+    """The tensors of a file whose digest was checked, on the CPU. Raises DamageError when it holds none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        return load_file(folder / name, device="cpu")
+        return load_file(path, device="cpu")
     except SafetensorError as error:
-        raise DamageError(f"{folder / name} is not a safetensors file: {error}") from error
+        raise DamageError(f"{path} is not a safetensors file: {error}") from error
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header of a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def tensor_table(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a safetensors file, by its header alone: no value is read and nothing is hashed.
+
+    Raises DamageError when the header cannot be understood.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_HEADER_LIMIT, path.stat().st_size - 8):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        return {
+            name: TensorInfo(
+                entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0]
+            )
+            for name, entry in sorted(header.items())
+            if name != "__metadata__"
+        }
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise DamageError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _check_suffix(path: Path) -> None:

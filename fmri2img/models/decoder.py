@@ -10,14 +10,13 @@ heads and linear paths come from ridge regression (see `closed_form.py`) is that
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import InputError
-from fmri2img.models.pretrained import Pretrained
+from fmri2img.models.pretrained import Layout, Pretrained
 from fmri2img.models.spaces import TargetSpace
 
 
@@ -156,25 +155,16 @@ class MultiSubjectDecoder(Pretrained):
         """Subject ids in the order of a batch's rows."""
         return list(self.heads)
 
-    @property
-    def voxels(self) -> dict[str, int]:
-        """Voxels that each subject's head takes."""
-        return {name: int(head.in_features) for name, head in self.heads.items()}  # type: ignore[arg-type]
-
-    @property
-    def spaces(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each feature space."""
-        return {name: self.branch(name).shape for name in self.branches}
-
-    @property
-    def directed(self) -> set[str]:
-        """Spaces whose branch has a projector."""
-        return {name for name in self.branches if self.branch(name).projector is not None}
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """The sizes that `DecoderConfig` names."""
-        return dict(self._sizes)
+    def layout(self) -> Layout:
+        """Subjects, spaces and the sizes that `DecoderConfig` names."""
+        voxels = {name: int(head.in_features) for name, head in self.heads.items()}  # type: ignore[arg-type]
+        branches = {name: self.branch(name) for name in self.branches}
+        return Layout(
+            voxels,
+            {name: branch.shape for name, branch in branches.items()},
+            {name for name, branch in branches.items() if branch.projector is not None},
+            dict(self._sizes),
+        )
 
     @classmethod
     def make(

@@ -1,6 +1,7 @@
 """The linear baseline: ridge regression from one subject's voxels to features, in the same folder as any decoder."""
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,15 @@ from torch import Tensor, nn
 from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import Predictions
+from fmri2img.models.pretrained import Layout, Pretrained
 from fmri2img.models.ridge import fit_ridge
 from fmri2img.models.spaces import TargetSpace
 
 
-class RidgeDecoder(nn.Module):
+class RidgeDecoder(Pretrained):
     """Voxels to features by one matrix a subject and space. Inputs and outputs are those of `MultiSubjectDecoder`."""
+
+    kind = "ridge"
 
     def __init__(self, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace]) -> None:
         super().__init__()
@@ -33,6 +37,21 @@ class RidgeDecoder(nn.Module):
     def subjects(self) -> list[str]:
         """Subject ids in the order of a batch's rows."""
         return list(self.maps)
+
+    def layout(self) -> Layout:
+        """Subjects and spaces; there are no other sizes."""
+        voxels = {}
+        for name, maps in self.maps.items():
+            assert isinstance(maps, nn.ModuleDict)
+            voxels[name] = int(next(iter(maps.values())).in_features)  # type: ignore[arg-type]
+        return Layout(voxels, dict(self.shapes), set(self.directed), {})
+
+    @classmethod
+    def make(
+        cls, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace], sizes: Mapping[str, Any]
+    ) -> Self:
+        """A decoder without a fit."""
+        return cls(voxels, spaces, **sizes)
 
     @torch.no_grad()
     def fit(self, subject: str, rows: PictureRows, *, seed: int) -> None:

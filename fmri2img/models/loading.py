@@ -13,9 +13,10 @@ from fmri2img.models.linear import RidgeDecoder
 from fmri2img.models.spaces import TargetSpace
 
 
-def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
+def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjectDecoder | RidgeDecoder:
     """The decoder of a run or step folder, in evaluation mode, after its files have been verified.
 
+    `weights` is the file to take, such as `ema.safetensors` of a run that kept averaged weights.
     Raises InputError when there is no checkpoint, DamageError when its bytes or weights are not as they should be.
     """
     found = schema.resolve(path)
@@ -35,7 +36,7 @@ def load_decoder(path: Path) -> MultiSubjectDecoder | RidgeDecoder:
     else:
         decoder = DecoderConfig.model_validate(recipe.get("decoder", {})).build(voxels, spaces)
     try:
-        decoder.load_state_dict(schema.load_tensors(found.path, manifest=manifest), strict=True)
+        decoder.load_state_dict(schema.load_tensors(found.path, weights, manifest=manifest), strict=True)
     except RuntimeError as error:
         raise DamageError(
             f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}"
