@@ -9,7 +9,7 @@ import io
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,11 @@ class Dataset:
             InputError: no such folder or manifest, or a schema version this fmri2img does not know.
             DamageError: the manifest is damaged, or the folder holds a shard that is not in it.
         """
-        if "://" in str(path):
-            from fmri2img.datasets.remote import open_remote  # type: ignore[import-not-found, unused-ignore]
+        if ":/" in str(path):  # a Path keeps one of two slashes
+            from fmri2img.datasets.remote import address_of, open_remote
 
-            return open_remote(str(path))
+            if (address := address_of(path)) is not None:
+                return open_remote(address)
         root = Path(path).absolute()
         manifest = read_manifest(root)
         for file in stray_shards(root, manifest):
@@ -79,6 +80,17 @@ class Dataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         Dataset.__init__(self, state["path"], state["manifest"])
         self.files = state["files"]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether files are fetched to this machine when they are first read."""
+        return self.files.remote
+
+    def prefetch(self, shards: Iterable[int], columns: Sequence[str] = ("responses",)) -> None:
+        """Say which columns of which shards (by position in the manifest) are read next, the first one first.
+
+        Where files are remote they are fetched in the background; where they are here, nothing is done.
+        """
 
     @property
     def fingerprint(self) -> str:

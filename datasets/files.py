@@ -62,6 +62,11 @@ class FilePool:
     def __setstate__(self, state: dict[str, Any]) -> None:
         FilePool.__init__(self, state["root"], state["locate"], state["limit"])
 
+    @property
+    def remote(self) -> bool:
+        """Whether files are located by a function rather than lying under `root`."""
+        return self._located is not None
+
     def locate(self, entry: FileEntry) -> Path:
         """Where a file lies on this machine."""
         return self.root / entry.file if self._located is None else self._located(entry)
@@ -72,11 +77,9 @@ class FilePool:
         Raises:
             DamageError: it is missing, or has another size or digest.
         """
-        try:
-            with open(self.locate(entry), "rb") as file:
-                data = file.read(entry.bytes + 1)
-        except FileNotFoundError:
-            raise damage(self.root, entry.file, "the file is missing") from None
+        handle = self._opened(entry)
+        with open(handle.descriptor, "rb", closefd=False) as file:
+            data = file.read(entry.bytes + 1)
         if len(data) != entry.bytes:
             longer = "more than " if len(data) > entry.bytes else ""
             found = min(len(data), entry.bytes)
@@ -160,10 +163,7 @@ class FilePool:
             if handle is not None:
                 self._open.move_to_end(entry.file)
                 return handle
-        try:
-            handle = Handle(self.locate(entry))  # outside the lock: it may take long to fetch
-        except FileNotFoundError:
-            raise damage(self.root, entry.file, "the file is missing") from None
+        handle = self._opened(entry)  # outside the lock: it may take long to fetch
         found = os.fstat(handle.descriptor).st_size
         if found != entry.bytes:
             rule = f"{found} bytes long, but the manifest says {entry.bytes}"
@@ -174,3 +174,11 @@ class FilePool:
             while len(self._open) > self.limit:
                 self._open.popitem(last=False)
         return handle
+
+    def _opened(self, entry: FileEntry) -> Handle:
+        for _ in range(1 if self._located is None else 5):
+            try:
+                return Handle(self.locate(entry))
+            except FileNotFoundError:  # or a cache has dropped it since it was located
+                continue
+        raise damage(self.root, entry.file, "the file is missing")

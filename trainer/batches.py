@@ -15,6 +15,8 @@ from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.trainer.seeds import derive_seed
 
+PREFETCH_EVERY = 100  # steps; a bounded cache takes in only some of what is needed next
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -84,11 +86,17 @@ class BatchLoader:
             parts.append(generator.standard_normal((rows, shape[1]), dtype=np.float32))
         return np.concatenate(parts)
 
+    def _fetch(self, step: int, first: int) -> Batch:
+        if self.dataset.is_remote and (step - first) % PREFETCH_EVERY == 0:
+            shards = self.plan.upcoming_shards(step, self.rank, self.world_size)
+            self.dataset.prefetch(shards, ("responses", *self.spaces))
+        return self.read(step)
+
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of steps first to last - 1, in order, read ahead."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
             queue: list[Future[Batch]] = [
-                pool.submit(self.read, s) for s in range(first, min(first + self.ahead, last))
+                pool.submit(self._fetch, s, first) for s in range(first, min(first + self.ahead, last))
             ]
             try:
                 for step in range(first, last):
@@ -96,7 +104,7 @@ class BatchLoader:
                     batch = queue.pop(0).result()
                     waited = time.perf_counter() - started
                     if step + self.ahead < last:
-                        queue.append(pool.submit(self.read, step + self.ahead))
+                        queue.append(pool.submit(self._fetch, step + self.ahead, first))
                     yield Batch(step, batch.responses, batch.features, batch.pictures, waited)
             finally:
                 for future in queue:

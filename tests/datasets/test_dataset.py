@@ -48,6 +48,18 @@ def test_files_are_read_from_where_they_are_located(tiny: Dataset, tmp_path: Pat
         Dataset(tiny.path, tiny.manifest).samples("subj01", "train")
 
 
+def test_a_file_that_a_cache_dropped_after_locating_it_is_located_again(tiny: Dataset) -> None:
+    asked: list[str] = []
+
+    def locate(entry: FileEntry) -> Path:
+        asked.append(entry.file)
+        return tiny.path / (entry.file if len(asked) > 2 else "gone")
+
+    entry = tiny.manifest.shards[0].columns["responses"]
+    assert FilePool(tiny.path, locate).open(entry).descriptor
+    assert asked == [entry.file] * 3
+
+
 def test_a_pool_keeps_few_files_open_and_reads_from_all(tiny: Dataset) -> None:
     pool = FilePool(tiny.path, limit=2)
     entries = [shard.columns["responses"] for shard in tiny.manifest.shards]

@@ -130,6 +130,20 @@ def test_reading_ahead_gives_the_same_batches_from_any_step_on(
             assert_same(batch, straight[batch.step])
 
 
+def test_what_a_rank_needs_next_is_fetched_ahead_where_files_are_remote(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[int], tuple[str, ...]]] = []
+    monkeypatch.setattr("fmri2img.trainer.batches.PREFETCH_EVERY", 3)
+    monkeypatch.setattr(Dataset, "prefetch", lambda self, shards, columns: asked.append((shards, columns)))
+    assert list(loader(dataset, 1, 2).batches(0, 7)) and not asked
+    remote = Dataset(dataset.path, dataset.manifest, locate=lambda entry: dataset.path / entry.file)
+    made = loader(remote, 1, 2)
+    list(made.batches(1, 8))
+    steps = [made.plan.upcoming_shards(step, 1, 2) for step in (1, 4, 7)]
+    assert asked == [(shards, ("responses", "pixels-2", "words")) for shards in steps]
+
+
 def test_another_seed_reads_other_rows(dataset: Dataset) -> None:
     pictures = [loader(dataset, seed=seed).read(0).pictures for seed in (1, 2)]
     assert not torch.equal(*pictures)
