@@ -1,5 +1,6 @@
 """What a person sees while a job runs: a live bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ class Tell(Protocol):
 
 
 def output() -> Console:
-    """The console of standard output, as it is now."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """The console of standard output, as it is now. Of the processes that torchrun started, the first one speaks."""
+    quiet = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=quiet)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fmri2img.launch.folders import check_folder
 from fmri2img.launch.judging import Candidates, judge
 from fmri2img.launch.pretraining import WORKERS, launch_pretraining
 from fmri2img.launch.reconstruction import launch_reconstruction
+from fmri2img.launch.torchrun import pretrain_here, started_by_torchrun
 from fmri2img.launch.units import flag_error, plan_job
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline
@@ -71,6 +72,8 @@ def pretraining(
     check_run_folder(out, kind="decoder")
     spec = StageSpec(recipe.model_dump(mode="json"), str(data), subjects, str(out), wandb=wandb)
     with stage(f"Pretraining on {', '.join(subjects)}", "steps") as tell:
+        if started_by_torchrun():
+            return pretrain_here(spec, place, listener=listener(tell))
         return launch_pretraining(spec, place, listener=listener(tell))
 
 

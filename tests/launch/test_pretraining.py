@@ -150,3 +150,35 @@ def test_a_death_is_told_without_what_ray_wraps_around_it() -> None:
     assert _plain(Failed({1: RuntimeError("Trace\n\nThe worker died")})) == "worker 1 failed: The worker died"
     assert _plain(RuntimeError("no resources\n")) == "training failed: no resources"
     assert not isinstance(_ours(RuntimeError("x")), Fmri2imgError)
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    start = [SCRIPT.with_name("torchrun"), "--nproc-per-node", 2, "--rdzv-backend", "c10d"]
+    start += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "--no-python", SCRIPT, *words]
+    return subprocess.run(
+        [str(word) for word in start], capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_make_the_same_model_without_ray(
+    undisturbed: Any, world: Any, flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = torchrun("pretrain", "--data", world.data, "--out", run, "--hold-out", "subj01", *flags)
+    assert result.returncode == 0, result.stderr
+    assert weights(run) == weights(undisturbed[0])
+    assert result.stdout.count("Checkpoint") == 1  # one process speaks
+    assert not (run / "workers.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_and_ray_are_not_asked_to_start_workers_both(
+    world: Any, flags: list[str], tmp_path: Path
+) -> None:
+    result = torchrun(
+        "pretrain", "--data", world.data, "--out", tmp_path / "run", "--emulate-nodes", 2, *flags
+    )
+    assert result.returncode != 0
+    assert "torchrun has started the workers already" in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
