@@ -30,7 +30,8 @@ class BuildBrainDiffuser:
         from fmri2img.datasets import build_dataset
         from fmri2img.datasets.prepared.braindiffuser import BrainDiffuserSource
 
-        source = BrainDiffuserSource(self.root, self.subjects, design=self.design)
+        names = [name for text in self.subjects for name in text.split(",") if name]
+        source = BrainDiffuserSource(self.root, names, design=self.design)
         with stage("Data set", "trials") as tell:
             build_dataset(
                 source,

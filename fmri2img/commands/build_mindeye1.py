@@ -30,7 +30,8 @@ class BuildMindEye1:
         from fmri2img.datasets import build_dataset
         from fmri2img.datasets.prepared.mindeye1 import MindEye1Source
 
-        source = MindEye1Source(self.root, self.subjects, captions=self.captions)
+        names = [name for text in self.subjects for name in text.split(",") if name]
+        source = MindEye1Source(self.root, names, captions=self.captions)
         with stage("Data set", "trials") as tell:
             build_dataset(
                 source,

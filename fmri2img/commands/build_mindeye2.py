@@ -32,7 +32,8 @@ class BuildMindEye2:
         from fmri2img.datasets import build_dataset
         from fmri2img.datasets.prepared.mindeye2 import MindEye2Source
 
-        source = MindEye2Source(self.root, self.subjects, last_session=self.sessions, captions=self.captions)
+        names = [name for text in self.subjects for name in text.split(",") if name]
+        source = MindEye2Source(self.root, names, last_session=self.sessions, captions=self.captions)
         with stage("Data set", "trials") as tell:
             build_dataset(
                 source,

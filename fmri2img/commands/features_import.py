@@ -66,14 +66,15 @@ class FeaturesImport:
         from fmri2img.datasets.nsd.design import Design
         from fmri2img.datasets.prepared.braindiffuser import first_seen
 
-        if self.ids or len(self.from_) != 2 * len(self.subjects) or not self.subjects:
+        names = [name for text in self.subjects for name in text.split(",") if name]
+        if self.ids or len(self.from_) != 2 * len(names) or not names:
             raise InputError(
-                f"--design with --subjects {' '.join(self.subjects) or '(none)'} needs a training and a test array "
-                f"of each in --from, which has {len(self.from_)}, and no --ids"
+                f"--design with --subjects {' '.join(names) or '(none)'} needs a training and a test array of each "
+                f"in --from, which has {len(self.from_)}, and no --ids"
             )
         design, arrays = Design.load(path), iter(self.from_)
         return [
             FeatureRows(next(arrays), ids, f"{part} pictures in the order first seen by {subject}")
-            for subject in self.subjects
+            for subject in names
             for part, ids in zip(("training", "test"), first_seen(design, subject), strict=True)
         ]

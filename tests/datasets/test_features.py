@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,36 @@ def test_the_same_job_goes_on_shard_by_shard_to_the_same_bytes(
     last = Dies(at=0)
     assert bytes_of(add_feature_space(tiny.path, **TONE, compute=last)) == bytes_of(whole)
     assert calls + last.calls == shards
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from fmri2img.datasets import add_feature_space
+
+calls = 0
+
+def kill(pictures, captions):
+    global calls
+    calls += 1
+    if calls == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.stack([picture.mean((0, 1)) for picture in pictures])
+
+add_feature_space(
+    sys.argv[1], name="tone", shape=(3,), dtype="float32", extractor={"model": "mean colour"}, compute=kill
+)
+"""
+
+
+def test_a_process_that_is_killed_is_taken_up_by_the_next(tiny: Dataset, built: Path, tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny.path)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    job = Dies(at=0)
+    dataset = add_feature_space(tiny.path, **TONE, compute=job)
+    assert job.calls == len(tiny.manifest.shards) - 2
+    shutil.copytree(built, tmp_path / "undisturbed")
+    assert bytes_of(dataset) == bytes_of(add_feature_space(tmp_path / "undisturbed", **TONE, compute=tone))
 
 
 def test_a_finished_column_that_is_damaged_is_made_again(tiny: Dataset, damage: Any, built: Path) -> None:

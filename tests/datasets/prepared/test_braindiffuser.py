@@ -94,7 +94,7 @@ def test_arrays_that_are_missing_are_named(braindiffuser: Any) -> None:
 def test_the_commands_build_it_and_import_its_features(braindiffuser: Any, tmp_path: Path) -> None:
     design = str(braindiffuser.root / "nsd_expdesign.mat")
     line = ["data", "build", "braindiffuser", str(tmp_path / "set"), "--root", str(braindiffuser.root)]
-    assert run([*line, "--design", design, "--subjects", *NAMES, "--normalise", "none"]) == 0
+    assert run([*line, "--design", design, "--subjects", ",".join(NAMES), "--normalise", "none"]) == 0
     braindiffuser.check(Dataset.open(tmp_path / "set"))
     files = []
     for name in NAMES:

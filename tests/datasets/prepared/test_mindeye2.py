@@ -31,6 +31,24 @@ def test_the_data_set_has_every_trial_picture_and_caption(mindeye2: Any, tmp_pat
     assert dataset.captions(samples, 1) == [f"{n} of 60"] + ["another"] * (n % 2)
     assert dataset.voxel_table("subj08")["roi"].tolist() == ["V1", "V2", "V3", "V4", "higher_vis", "", ""]
     assert "test trials" in dataset.manifest.provenance["betas"]
+    for trial in dataset.trials(samples, 1):
+        behaviour = mindeye2.more[str(("subj08", trial["session"], trial["trial"]))]
+        assert [trial[name] for name in BEHAVIOUR] == [
+            None if behaviour[column] == -1 else behaviour[column] for column in BEHAVIOUR.values()
+        ]
+
+
+def test_the_data_set_has_the_splits(mindeye2: Any, tmp_path: Path) -> None:
+    dataset = build_dataset(MindEye2Source(mindeye2.root, NAMES), tmp_path / "set", normalise="none")
+    for name in NAMES:
+        old = [p for p, n in mindeye2.seen.items() if p[0] == name and n in mindeye2.test and p[1] <= 27]
+        samples = dataset.samples(name, "shared982")
+        kept = [
+            (name, t["session"], t["trial"]) for i in range(len(samples)) for t in dataset.trials(samples, i)
+        ]
+        assert sorted(kept) == sorted(old)
+        first = dataset.samples(name, "session1")
+        assert set(first.sessions[first.sessions > 0].tolist()) == {1}
 
 
 def test_behaviour_is_kept_and_missing_values_are_nan(mindeye2: Any) -> None:
