@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fmri2img.datasets.fetch_link import Link, file_system, patiently
 from fmri2img.errors import DamageError, InputError, StoppedError
@@ -92,9 +92,7 @@ def _complete(
         if file.tell() > size:
             file.truncate(0)
         file.seek(0)
-        while piece := file.read(CHUNK):
-            for digest in digests.values():
-                digest.update(piece)
+        _digest(file, digests)
         place = file.tell()
         while place < size:
             if stop is not None and stop.is_set():
@@ -108,6 +106,20 @@ def _complete(
             if tell is not None:
                 tell(place)
     return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def digests_of(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
+    """Hexadecimal digests of a file by algorithm, read once in pieces."""
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    with open(path, "rb") as file:
+        _digest(file, digests)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _digest(file: BinaryIO, digests: Mapping[str, Any]) -> None:
+    while piece := file.read(CHUNK):
+        for digest in digests.values():
+            digest.update(piece)
 
 
 class _Blocks:

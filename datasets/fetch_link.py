@@ -21,7 +21,7 @@ class Link:
     """How a file is reached, and with how much patience.
 
     Attributes:
-        options: for fsspec's file system of the address, over fsspec's own configuration.
+        options: by protocol (`s3`), for fsspec's file system of it, over fsspec's own configuration.
         block: bytes of one request.
         attempts: at one block, before the link counts as dead.
         wait: seconds before the second attempt, doubled each time (with jitter) up to `longest`.
@@ -29,7 +29,7 @@ class Link:
         tries: at a whole file whose digest is wrong.
     """
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     block: int = 16 << 20
     attempts: int = 8
     wait: float = 1.0
@@ -57,7 +57,7 @@ def file_system(url: str, link: Link) -> tuple[Any, str]:
     elif protocol != "hf":
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=link.timeout, sock_read=link.timeout)
         options["client_kwargs"] = {"timeout": timeout}
-    system, path = url_to_fs(url, **options | dict(link.options))
+    system, path = url_to_fs(url, **options | dict(link.options.get(protocol, {})))
     if protocol == "s3":
         system.retries = 1
     return system, path

@@ -13,6 +13,7 @@ from fmri2img.commands.build_mindeye2 import BuildMindEye2
 from fmri2img.commands.build_neuropictor import BuildNeuropictor
 from fmri2img.commands.build_nsd import BuildNsd
 from fmri2img.commands.build_simulated import BuildSimulated
+from fmri2img.commands.data_fetch import DataFetch
 from fmri2img.console import output, stage
 
 Build = (
@@ -79,6 +80,7 @@ DataAction = (
     Annotated[DataBuild, subcommand("build")]
     | Annotated[DataVerify, subcommand("verify")]
     | Annotated[DataInfo, subcommand("info")]
+    | Annotated[DataFetch, subcommand("fetch")]
 )
 
 
