@@ -33,9 +33,9 @@ from fmri2img.datasets.npy import pack_npz
 from fmri2img.datasets.source import Progress, SubjectSource, TrialSource, silent
 from fmri2img.datasets.spill import Session, TrialSpill
 from fmri2img.datasets.statistics import Moments
-from fmri2img.datasets.writer import write_column, write_file
+from fmri2img.datasets.writer import make_durable, write_column, write_file
 from fmri2img.errors import Fmri2imgError, InputError
-from fmri2img.files import canonical_json, digest_json
+from fmri2img.files import canonical_json, digest_json, sha256_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -152,6 +152,7 @@ class _Build:
     def _subject(self, subject: str) -> dict[str, Any]:
         """Everything of one subject: what the manifest says of it, its shards and how it was normalised."""
         source, done = self.source.subjects[subject], self.workshop.done.get(("subject", subject))
+        root = self.workshop.data
         if done is not None:
             return done
         table, rois = checked_table(subject, source)
@@ -162,17 +163,19 @@ class _Build:
             shards = list(self._write(spill, scaling))
         finally:
             spill.close()
-        entry = {
+        entry: dict[str, Any] = {
             "voxels": source.voxels,
             "sessions": sorted(set(spill.session.tolist())),
             "rois": rois,
-            "table": write_file(self.workshop.data, f"subjects/{subject}.npz", pack_npz(table)).model_dump(),
+            "table": write_file(root, f"subjects/{subject}.npz", pack_npz(table)).model_dump(),
             "window": spill.window,
             "behaviour": sorted(spill.behaviour),
         }
         clipped = sum(shard.pop("clipped") for shard in shards)
         person = {"entry": entry, "pooled": scaling.pooled, "constant": scaling.constant, "clipped": clipped}
         person |= {"shards": shards}
+        written = [file["file"] for shard in shards for file in _files(shard["columns"])]
+        make_durable(root, [entry["table"]["file"], *written])
         self.workshop.record("subject", subject, **person)
         spill.remove()
         return person
@@ -263,11 +266,12 @@ class _Build:
         root, done = self.workshop.data, self.workshop.done.get(("shard", name))
         if done is not None and _there(root, done["columns"]):
             return dict(done)
+        pictures = stimuli_members(self.source, responses.keys, seen)
         columns = {
-            "responses": write_column(root, name, "responses", responses.members(), extra=responses.extra),
-            "stimuli": write_column(
-                root, name, "stimuli", stimuli_members(self.source, responses.keys, seen)
+            "responses": write_column(
+                root, name, "responses", responses.members(), extra=responses.extra, durable=False
             ),
+            "stimuli": write_column(root, name, "stimuli", pictures, durable=False),
         }
         found = {column: entry.model_dump() for column, entry in columns.items()}
         self.workshop.record("shard", name, columns=found, clipped=responses.clipped)
@@ -300,8 +304,16 @@ def _refuse_tiny(subject: str, pooled: Moments) -> None:
         )
 
 
+def _files(columns: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the manifest says of each file of a shard."""
+    for column in columns.values():
+        yield column
+        yield column["index"]
+
+
 def _there(root: Path, columns: dict[str, dict[str, Any]]) -> bool:
-    """Whether files that were written before have the sizes they were written with."""
-    files = [entry for column in columns.values() for entry in (column, column["index"])]
-    found = [root / entry["file"] for entry in files]
-    return all(p.is_file() and p.stat().st_size == e["bytes"] for p, e in zip(found, files, strict=True))
+    """Whether files that an earlier build wrote, and did not wait for, are whole."""
+    return all(
+        (root / entry["file"]).is_file() and sha256_file(root / entry["file"]) == entry["sha256"]
+        for entry in _files(columns)
+    )

@@ -1,7 +1,8 @@
 """One subject's trials on disk while a data set is built, so that memory does not grow with their number.
 
 A build that was killed takes them up again: every session's responses lie in the spill file as they were
-measured, and what else is known of the session in a small file beside it, both under a checksum.
+measured, and what else is known of the session in a small file beside it. Nothing here waits for the disk;
+what a power cut takes is found by its checksum, and read from the source again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from isal.isal_zlib import crc32
 
 from fmri2img.datasets.npy import pack_npz, unpack_npz
 from fmri2img.datasets.statistics import Moments
+from fmri2img.datasets.writer import write_file
 from fmri2img.errors import InputError
-from fmri2img.files import write_atomic
 
 PIECE = 1 << 24
 """Bytes of the spill read at a time when it is checked."""
@@ -110,10 +111,10 @@ class TrialSpill:
         while view:
             written = os.pwrite(self._file, view, start)
             view, start = view[written:], start + written
-        data = session.pack()
-        write_atomic(self._path(f"session-{session.number:05d}.npz"), data)
+        name = self._path(f"session-{session.number:05d}.npz").name
+        entry = write_file(self.folder, name, session.pack(), durable=False)
         self._take(session)
-        return record | {"sha256": hashlib.sha256(data).hexdigest()}
+        return record | {"sha256": entry.sha256}
 
     def restore(self, number: int, record: dict[str, Any]) -> bool:
         """Take in a session that was spilled before; False if its bytes are not there any more."""

@@ -8,8 +8,8 @@ import numpy as np
 
 CONSTANT = 1e-6
 """A standard deviation below this share of the mean's size is rounding noise of a constant float32 value."""
-BLOCK = 1 << 17
-"""Values converted to float64 at a time: 1 MiB, which stays in the processor's cache."""
+BLOCK = 1 << 16
+"""Values converted to float64 at a time: 512 KiB, which stays in the processor's cache."""
 
 
 @dataclass

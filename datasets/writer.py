@@ -14,7 +14,7 @@ from isal.isal_zlib import crc32
 
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import ColumnEntry, FileEntry
-from fmri2img.files import write_atomic
+from fmri2img.files import fsync_file, fsync_folder, write_atomic
 
 Payload = bytes | tuple[bytes | memoryview, ...]
 """The bytes of a member, or pieces of bytes that follow one another, which saves a copy of large arrays."""
@@ -31,6 +31,7 @@ def write_column(
     samples: Iterable[Sample],
     *,
     extra: Callable[[], Mapping[str, np.ndarray]] | None = None,
+    durable: bool = True,
 ) -> ColumnEntry:
     """Write `root/SHARD.COLUMN.tar` and its index, whole or not at all.
 
@@ -40,6 +41,8 @@ def write_column(
         column: `responses`, `stimuli` or the name of a feature space.
         samples: (key, {file ending: payload}) in key order, every sample with the same endings.
         extra: called after the last sample, gives the per-sample arrays of the index.
+        durable: whether it survives a power cut when this returns; if not, call `make_durable` later, for many
+            files at once.
     """
     target = root / f"{shard}.{column}.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,23 +53,39 @@ def write_column(
             for key, payloads in samples:
                 tar.add(key, payloads)
             digest = tar.end()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         index = tar.index()
         index.extra.update(extra() if extra else {})
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    entry = write_file(root, f"{shard}.{column}.index.npz", index.pack())
+    entry = write_file(root, f"{shard}.{column}.index.npz", index.pack(), durable=durable)
     file_name = target.relative_to(root).as_posix()
     return ColumnEntry(file=file_name, bytes=tar.size, sha256=digest, index=entry)
 
 
-def write_file(root: Path, file: str, data: bytes) -> FileEntry:
+def write_file(root: Path, file: str, data: bytes, *, durable: bool = True) -> FileEntry:
     """Write a small file of the folder, whole or not at all, and describe it."""
     target = root / file
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, data)
+    if durable:
+        write_atomic(target, data)
+    else:
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
     return FileEntry(file=file, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def make_durable(root: Path, files: Iterable[str]) -> None:
+    """Make files that were written before survive a power cut."""
+    folders = set[Path]()
+    for file in files:
+        fsync_file(root / file)
+        folders.add((root / file).parent)
+    for folder in sorted(folders):
+        fsync_folder(folder)
 
 
 class _Tar:

@@ -19,7 +19,6 @@ from fmri2img.datasets import Dataset, NamedSplit, SessionTrials, build_dataset,
 from fmri2img.datasets.journal import Workshop, read_journal, workshop_path
 from fmri2img.errors import Fmri2imgError, InputError
 
-
 # The child of a fork only reads and writes files, which no thread of the parent can hold up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
@@ -103,7 +102,7 @@ POINTS = [
     *(("picture", n) for n in (1, 4, 9, 17)),
     *(("recorded", n) for n in (1, 2, 4, 6, 9, 13)),
     *(("replace", n) for n in (1, 2, 6, 11)),
-    *(("fsync", n) for n in (1, 2, 7, 40, 75)),
+    *(("fsync", n) for n in (1, 2, 7, 16, 30)),
     ("rename", 1),
 ]
 
