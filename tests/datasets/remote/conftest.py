@@ -155,12 +155,12 @@ class Handler(BaseHTTPRequestHandler):
             piece[fault.at - start] ^= 0xFF
         if fault is not None and fault.kind == "drop":
             del piece[fault.at - start :]
+        request.sent = len(piece)  # before the client can know that it has them
         try:
             self.wfile.write(piece)
             self.wfile.flush()
-            request.sent = len(piece)
         except ConnectionError:
-            pass
+            request.sent = 0
         if fault is not None and fault.kind == "drop":
             self._hang_up()
 
