@@ -51,8 +51,10 @@ from fmri2img.checkpoints_schema.read import (
     step_name,
     verify,
 )
+from fmri2img.checkpoints_schema.report import Checked, check, describe, left_behind
 from fmri2img.checkpoints_schema.subjects import check_subjects, other_data
 from fmri2img.checkpoints_schema.tensors import load_tensors, save_tensors, tensor_table
+from fmri2img.checkpoints_schema.upgrade import upgrade
 
 __all__ = [
     "CARD_NAME",
@@ -64,6 +66,7 @@ __all__ = [
     "MODEL_NAME",
     "SCHEMA_VERSION",
     "TRIALS_NAME",
+    "Checked",
     "CheckpointManifest",
     "ExportedConfig",
     "ExportedSpace",
@@ -74,14 +77,17 @@ __all__ = [
     "ParentRecord",
     "Problem",
     "SubjectRecord",
+    "check",
     "check_subjects",
     "clean_stale",
     "commit",
+    "describe",
     "discard",
     "file_records",
     "find_latest",
     "is_exported",
     "is_step",
+    "left_behind",
     "load_exported",
     "load_tensors",
     "model_card",
@@ -100,6 +106,7 @@ __all__ = [
     "step_path",
     "stopped",
     "tensor_table",
+    "upgrade",
     "verify",
     "verify_exported",
     "write_exported",

@@ -149,12 +149,17 @@ def clean_stale(folder: Path) -> list[Path]:
 
     Call it from one process, before training begins: a folder that is still being written would go too.
     """
-    if not folder.is_dir():
-        return []
-    stale = sorted(path for path in folder.iterdir() if _STAGING.fullmatch(path.name) and path.is_dir())
+    stale = stale_folders(folder)
     for path in stale:
         discard(path)
     return stale
+
+
+def stale_folders(folder: Path) -> list[Path]:
+    """Staging folders in `folder`, which are litter unless a checkpoint is being written."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _STAGING.fullmatch(path.name) and path.is_dir())
 
 
 def _check_staged(staging: Path, manifest: CheckpointManifest) -> None:

@@ -14,6 +14,7 @@ from tyro.conf import (
     subcommand,
 )
 
+from fmri2img.commands.checkpoint import Checkpoint
 from fmri2img.commands.data import Data
 from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.console import output
@@ -275,6 +276,7 @@ Command = OmitSubcommandPrefixes[
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Demo, subcommand("demo")]
 ]
 
