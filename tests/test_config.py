@@ -55,10 +55,10 @@ def test_command_line_goes_over_file_goes_over_recipe(tmp_path: Path) -> None:
     [
         ("pretraining.step=1", ["--set pretraining.step=1:", "did you mean steps?"]),
         ("a.b=1", ["a is not a key of a recipe", "pretraining"]),
-        ("spaces.pixels-16.foo=1", ["spaces.pixels-16.foo", "regression"]),
+        ("spaces.pixels-16.foo=1", ["spaces.pixels-16.foo", "losses"]),
         ("spaces.pixels-16.extractor.sz=8", ["--set", "spaces.pixels-16.extractor.sz is not a key"]),
         ("spaces.pixels-16.extractor.kind=x", ["extractor.kind must be one of 'pixels'", "not 'x'"]),
-        ("spaces.x.regression=1", ["--set spaces.x", "spaces.x.extractor is missing"]),
+        ("spaces.x.losses.mse.weight=1", ["--set spaces.x", "spaces.x.extractor is missing"]),
         ("pretraining.steps=-1", ["must be greater than or equal to 0", "not -1"]),
         ("pretraining.steps=many", ["must be a valid integer", "'many'"]),
         ("pretraining.steps=", ["pretraining.steps", "None"]),

@@ -1,12 +1,13 @@
 """What a recipe says: feature spaces with their losses, the decoder's sizes, how to train, which generator."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmri2img.features.extractors import AnyExtractor
 from fmri2img.generators.pixels import PixelsGenerator
 from fmri2img.models.config import DecoderConfig
+from fmri2img.trainer.objectives.settings import Loss, Losses, check_losses
 
 
 class Strict(BaseModel):
@@ -16,16 +17,34 @@ class Strict(BaseModel):
 
 
 class SpaceConfig(Strict):
-    """A feature space to predict, what makes it, and the weight of each loss on it (0 leaves the loss out)."""
+    """A feature space to predict, what makes it, and the losses on it."""
 
     extractor: AnyExtractor
-    regression: float = Field(
-        default=1.0, ge=0, description="weight of the mean squared error of standardised features"
-    )
-    contrastive: float = Field(default=0.0, ge=0, description="weight of the symmetric contrastive loss")
-    temperature: float = Field(
-        default=0.1, gt=0, description="divides the cosine similarities of the contrastive loss"
-    )
+    losses: Losses = Losses(mse=Loss())
+
+    @property
+    def directed(self) -> bool:
+        """Whether a loss compares directions, so that the decoder has a projector for this space."""
+        return self.losses.directed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, told: Any) -> Any:
+        old = [
+            key
+            for key in ("regression", "contrastive", "temperature")
+            if isinstance(told, dict) and key in told
+        ]
+        if not old:
+            return told
+        kinds = []
+        if told.get("regression", 1):
+            kinds.append(f"mse: {{weight: {told.get('regression', 1.0)}}}")
+        if told.get("contrastive", 0) or "temperature" in told:
+            settings = [f"weight: {told['contrastive']}"] if "contrastive" in told else []
+            settings += [f"temperature: {told['temperature']}"] if "temperature" in told else []
+            kinds.append(f"contrastive: {{{', '.join(settings)}}}")
+        raise ValueError(f"{', '.join(old)} of a space is now said as losses: {{{', '.join(kinds)}}}")
 
 
 class TrainingConfig(Strict):
@@ -116,6 +135,5 @@ class Recipe(Strict):
         missing = [name for name in self.generator.spaces if name not in self.spaces]
         if missing:
             raise ValueError(f"the generator needs {missing}, the recipe predicts {sorted(self.spaces)}")
-        if not any(space.regression or space.contrastive for space in self.spaces.values()):
-            raise ValueError("every loss has weight 0: give a space a regression or contrastive weight")
+        check_losses({name: space.losses for name, space in self.spaces.items()})
         return self

@@ -18,7 +18,15 @@ from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.collectives import mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
 from fmri2img.trainer.engines import Engine
-from fmri2img.trainer.objectives import contrastive_loss, decoder_loss, regression_loss
+from fmri2img.trainer.objectives import (
+    MicroBatches,
+    Mixing,
+    Place,
+    active_mixing,
+    decoder_loss,
+    draw_mixing,
+    judge,
+)
 from fmri2img.trainer.schedules import learning_rate
 from fmri2img.trainer.seeds import derive_seed
 from fmri2img.trainer.state import Best, Identity, save
@@ -55,7 +63,6 @@ def train(job: Job, *, first_step: int) -> Path:
     metrics = _validate(job, 0, best) if first_step == 0 else job.metrics
     for batch in job.loader.batches(first_step, config.steps):
         started = time.perf_counter()
-        torch.manual_seed(derive_seed(config.seed, "dropout", batch.step, rank()))
         terms, norm, rate = _step(job, batch)
         done = batch.step + 1
         seconds = time.perf_counter() - started + batch.waited
@@ -100,11 +107,23 @@ def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
 
 def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
     """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate."""
-    engine = job.engine
+    engine, config = job.engine, job.config
     engine.decoder.train()
     batch = batch.to(engine.device)
-    outputs = engine.forward(batch.responses)
-    loss = decoder_loss(engine.decoder, outputs, batch.features, batch.pictures, job.spaces)
+    place = Place(batch.step, config.steps)
+    mixing = _mixing(job, batch, place)
+    micro = MicroBatches(
+        engine.forward,
+        engine.backward,
+        batch.responses if mixing is None else mixing.mix_responses(batch.responses),
+        parts=config.micro_batches,
+        seed=lambda part: _seed_dropout(config, batch.step, part),
+    )
+    outputs = micro.forward()
+    losses = {name: space.losses for name, space in job.spaces.items()}
+    loss = decoder_loss(
+        engine.decoder, outputs, batch.features, batch.pictures, losses, place=place, mixing=mixing
+    )
     values = mean_over_ranks([float(value.detach()) for value in loss.terms.values()])
     terms = dict(zip(loss.terms, values, strict=True))
     for name, value in terms.items():
@@ -113,8 +132,8 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
                 f"step {batch.step}: the loss {name} is {value}: nothing of this step was applied; "
                 "lower learning_rate or check the data, then run the same command to go on from the last checkpoint"
             )
-    engine.backward(loss.backward)
-    rate = learning_rate(job.config, batch.step)
+    micro.backward(loss.backward)
+    rate = learning_rate(config, batch.step)
     norm = engine.step(rate)
     if not math.isfinite(norm):
         raise Fmri2imgError(
@@ -124,11 +143,27 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
     return {"loss": loss.total(terms), **terms}, norm, rate
 
 
+def _mixing(job: Job, batch: Batch, place: Place) -> Mixing | None:
+    """What this rank's responses are mixed with at a step, when a loss asks for it."""
+    settings = active_mixing([space.losses for space in job.spaces.values()], place)
+    if settings is None:
+        return None
+    each = job.config.lanes // world_size()
+    lanes = range(rank() * each, (rank() + 1) * each)
+    rows = {name: len(values) for name, values in batch.responses.items()}
+    return draw_mixing(settings, rows, lanes, seed=job.config.seed, step=batch.step).to(job.engine.device)
+
+
+def _seed_dropout(config: TrainingConfig, step: int, part: int) -> None:
+    names = (config.seed, "dropout", step, rank())
+    torch.manual_seed(derive_seed(*names, part) if config.micro_batches > 1 else derive_seed(*names))
+
+
 def _validate(job: Job, done: int, best: Best) -> Metrics:
     """Loss and top-1 retrieval on the held-out training pictures, recorded under `validation/`."""
     if not job.validation:
         return {}
-    metrics = validate(job.engine, job.validation, job.spaces)
+    metrics = validate(job.engine, job.validation, job.spaces, Place.last(job.config.steps))
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise Fmri2imgError(
@@ -145,16 +180,22 @@ def _validate(job: Job, done: int, best: Best) -> Metrics:
 
 
 @torch.no_grad()
-def validate(engine: Engine, rows: Mapping[str, PictureRows], spaces: Mapping[str, SpaceConfig]) -> Metrics:
+def validate(
+    engine: Engine,
+    rows: Mapping[str, PictureRows],
+    spaces: Mapping[str, SpaceConfig],
+    place: Place,
+) -> Metrics:
     """Every rank computes the same figures from all validation pictures, so that no rank's decision can differ.
 
-    Terms are means over subjects of the losses on all of a subject's validation pictures; `retrieval` is the share of
-    pictures whose own features are the nearest among the subject's, by cosine.
+    Terms are means over subjects of the losses that count at `place`, on all of a subject's validation pictures;
+    `retrieval` is the share of pictures whose own features are the nearest among the subject's, by cosine. No random
+    number is drawn.
     """
     decoder: MultiSubjectDecoder = engine.decoder
     decoder.eval()
     responses = {name: torch.from_numpy(row.responses).to(engine.device) for name, row in rows.items()}
-    _, predicted, retrieval = engine.forward(responses)
+    latent, predicted, retrieval = engine.forward(responses)
     sums: dict[str, list[float]] = {}
     start = 0
     for subject in decoder.subjects:
@@ -162,20 +203,18 @@ def validate(engine: Engine, rows: Mapping[str, PictureRows], spaces: Mapping[st
         part = slice(start, start + len(row.nsd_ids))
         start = part.stop
         picture = torch.from_numpy(row.nsd_ids).to(engine.device)
+        mine = {name: value[part] for name, value in predicted.items()}
+        directions = {name: value[part] for name, value in retrieval.items()}
         total = 0.0
         for name, space in spaces.items():
-            target = decoder.branch(name).standardise(torch.from_numpy(row.features[name]).to(engine.device))
-            if space.regression:
-                value = float(regression_loss(predicted[name][part], target))
-                sums.setdefault(f"validation/{name}/regression", []).append(value)
-                total += space.regression * value
-            if space.contrastive:
-                value = float(
-                    contrastive_loss(retrieval[name][part], target, picture, temperature=space.temperature)
-                )
-                sums.setdefault(f"validation/{name}/contrastive", []).append(value)
-                total += space.contrastive * value
-                share = _top1(retrieval[name][part], target)
+            features = torch.from_numpy(row.features[name]).to(engine.device)
+            for kind, value, weight in judge(
+                decoder, name, (latent[part], mine, directions), features, picture, space.losses, place
+            ):
+                sums.setdefault(f"validation/{name}/{kind}", []).append(value)
+                total += weight * value
+            if name in directions:
+                share = _top1(directions[name], decoder.branch(name).standardise(features))
                 sums.setdefault(f"validation/{name}/retrieval", []).append(share)
         sums.setdefault("validation/loss", []).append(total)
     values = mean_over_ranks([float(np.mean(value)) for value in sums.values()])
@@ -205,4 +244,11 @@ def check_layout(config: TrainingConfig, subjects: Sequence[str], world: int | N
         raise InputError(
             f"global_batch {config.global_batch} cannot hold {len(subjects)} subjects on {config.lanes} lanes equally: "
             f"it must be a multiple of {unit}. Use {below} or {below + unit}"
+        )
+    rows = config.global_batch // (world * len(subjects))
+    if rows % config.micro_batches:
+        fits = [n for n in range(1, rows + 1) if rows % n == 0]
+        raise InputError(
+            f"micro_batches {config.micro_batches} cannot share the {rows} rows that a rank has of each subject "
+            f"equally: it must divide them. Use one of {fits}"
         )

@@ -14,10 +14,11 @@ from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.plan import SamplingPlan, hold_out
 from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows, fit_alignment, fit_head, start_as_ridge
+from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.linear import RidgeDecoder
 from fmri2img.models.loading import load_decoder
-from fmri2img.models.spaces import TargetSpace, target_space
+from fmri2img.models.spaces import TargetSpace, is_directed, target_space
 from fmri2img.trainer.batches import BatchLoader, picture_rows, with_sessions
 from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, world_size
 from fmri2img.trainer.config import Recipe, TrainingConfig
@@ -81,7 +82,7 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
             raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
     check_spaces(dataset, recipe)
     spaces = {
-        name: target_space(name, *dataset.feature_statistics(name), directed=space.contrastive > 0)
+        name: target_space(name, *dataset.feature_statistics(name), directed=space.directed)
         for name, space in recipe.spaces.items()
     }
     tables = {
@@ -371,14 +372,13 @@ def _check_same_shape(found: schema.Found, recipe: Recipe) -> None:
             f"{found.path} predicts {has}, the recipe {recipe.name} asks for {dict(wants)}: "
             f"finetune with the recipe it was pretrained with ({found.manifest.recipe})"
         )
-    was = Recipe.model_validate(json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"])
-    if was.decoder != recipe.decoder or _directed(was) != _directed(recipe):
+    told = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
+    was = DecoderConfig.model_validate(told.get("decoder", {}))
+    before = sorted(name for name, space in told["spaces"].items() if is_directed(space))
+    now = sorted(name for name, space in recipe.spaces.items() if space.directed)
+    if was != recipe.decoder or before != now:
         raise InputError(
-            f"{found.path} has {was.decoder.model_dump(mode='json')} and contrasts {_directed(was)}, the recipe "
-            f"{recipe.name} asks for {recipe.decoder.model_dump(mode='json')} and contrasts {_directed(recipe)}: "
-            "leave `decoder` and which spaces have a contrastive loss as they were in pretraining"
+            f"{found.path} has {was.model_dump(mode='json')} and contrasts {before}, the recipe {recipe.name} asks for "
+            f"{recipe.decoder.model_dump(mode='json')} and contrasts {now}: leave `decoder` and which spaces have a "
+            "contrastive loss as they were in pretraining"
         )
-
-
-def _directed(recipe: Recipe) -> list[str]:
-    return sorted(name for name, space in recipe.spaces.items() if space.contrastive)

@@ -10,7 +10,7 @@ from fmri2img.errors import DamageError
 from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.linear import RidgeDecoder
-from fmri2img.models.spaces import TargetSpace
+from fmri2img.models.spaces import TargetSpace, is_directed
 
 
 def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjectDecoder | RidgeDecoder:
@@ -23,7 +23,7 @@ def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjec
     manifest = found.manifest
     voxels = {name: record.voxels for name, record in manifest.subjects.items()}
     recipe = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
-    directed = {name for name, space in recipe["spaces"].items() if space.get("contrastive", 0)}
+    directed = {name for name, space in recipe["spaces"].items() if is_directed(space)}
     spaces = {
         name: TargetSpace(
             name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0, name in directed

@@ -1,9 +1,14 @@
 """A feature space as a decoder sees it: its shape and how its targets are centred and scaled."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
+
+# Losses that compare directions, by the names that a recipe has for them.
+DIRECTED_LOSSES = ("contrastive", "bimixco", "softclip")
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,9 @@ def target_space(name: str, mean: np.ndarray, std: np.ndarray, *, directed: bool
     if not np.isfinite(scale) or scale == 0:
         scale = 1.0
     return TargetSpace(name, tuple(mean.shape), np.asarray(mean, np.float32), scale, directed)
+
+
+def is_directed(space: Mapping[str, Any]) -> bool:
+    """Whether a space of a recorded recipe is contrasted; recipes before `losses` said so by a weight."""
+    losses = space.get("losses") or {}
+    return any(losses.get(kind) is not None for kind in DIRECTED_LOSSES) or bool(space.get("contrastive"))

@@ -26,7 +26,9 @@ def store(tmp_path: Path, spaces: dict[str, TargetSpace]) -> Callable[..., Path]
         decoder: torch.nn.Module, kind: str = "decoder", tensors: dict[str, torch.Tensor] | None = None
     ) -> Path:
         recipe = {
-            "spaces": {name: {"contrastive": float(space.directed)} for name, space in spaces.items()},
+            "spaces": {
+                name: {"losses": {"softclip": {}} if space.directed else {}} for name, space in spaces.items()
+            },
             "decoder": {"latent": 12, "hidden": 7, "blocks": 1, "dropout": 0.3},
         }
         identity = Identity(

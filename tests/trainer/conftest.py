@@ -109,7 +109,10 @@ RECIPE: dict[str, Any] = {
     "name": "tiny",
     "spaces": {
         "pixels-2": {"extractor": {"kind": "pixels", "size": 2}},
-        "words": {"extractor": {"kind": "caption-words", "size": 8}, "contrastive": 0.3},
+        "words": {
+            "extractor": {"kind": "caption-words", "size": 8},
+            "losses": {"mse": {}, "contrastive": {"weight": 0.3}},
+        },
     },
     "decoder": {"latent": 6, "hidden": 10, "blocks": 1, "dropout": 0.2},
     "pretraining": TRAINING,

@@ -24,7 +24,7 @@ from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.spaces import TargetSpace
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
 from fmri2img.trainer.engines import DeepSpeedEngine, Engine
-from fmri2img.trainer.objectives import LossTerms, decoder_loss
+from fmri2img.trainer.objectives import LossTerms, Place, decoder_loss
 from fmri2img.trainer.stages import StageSpec, pretrain
 
 VOXELS = {"subj01": 7, "subj02": 12, "subj05": 9}
@@ -52,10 +52,14 @@ CASES["zero3-offload"] = {"zero_stage": 3, "offload": "optimizer-and-parameters"
 def spaces() -> dict[str, SpaceConfig]:
     """Regression alone, contrast alone, and both."""
     pixels = {"kind": "pixels", "size": 1}
-    weights = {"map": (1.0, 0.0), "tone": (0.0, 0.7), "words": (1.0, 0.3)}
+    losses: dict[str, dict[str, Any]] = {
+        "map": {"mse": {}},
+        "tone": {"contrastive": {"weight": 0.7}},
+        "words": {"mse": {}, "contrastive": {"weight": 0.3}},
+    }
     return {
-        name: SpaceConfig.model_validate({"extractor": pixels, "regression": r, "contrastive": c})
-        for name, (r, c) in weights.items()
+        name: SpaceConfig.model_validate({"extractor": pixels, "losses": kinds})
+        for name, kinds in losses.items()
     }
 
 
@@ -73,7 +77,7 @@ def config(**changes: Any) -> TrainingConfig:
 def fresh() -> MultiSubjectDecoder:
     """A decoder as it is made."""
     targets = {
-        name: TargetSpace(name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].contrastive > 0)
+        name: TargetSpace(name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].directed)
         for name, shape in SHAPES.items()
     }
     return DecoderConfig(latent=6, hidden=10, blocks=1, dropout=0.0).build(VOXELS, targets)
@@ -108,7 +112,8 @@ def losses(forward: Callable[..., Any], made: MultiSubjectDecoder, step: int, *p
     if next(made.parameters()).dtype == torch.float64:
         responses = {name: value.double() for name, value in responses.items()}
         features = {name: value.double() for name, value in features.items()}
-    return decoder_loss(made, forward(responses), features, pictures, spaces())
+    kinds = {name: space.losses for name, space in spaces().items()}
+    return decoder_loss(made, forward(responses), features, pictures, kinds, place=Place(0, 1))
 
 
 def train(engine: Engine, first: int, last: int, *place: int, parts: int = 1) -> list[float]:

@@ -49,7 +49,7 @@ def test_a_response_that_is_no_number_stops_the_run_with_step_and_term(
         return batch
 
     monkeypatch.setattr(BatchLoader, "read", damaged)
-    with pytest.raises(Fmri2imgError, match=r"step 5: the loss pixels-2/regression is nan") as caught:
+    with pytest.raises(Fmri2imgError, match=r"step 5: the loss pixels-2/mse is nan") as caught:
         finetune(spec("run"))
     assert "\n" not in str(caught.value)
     nothing_half_written(Path(spec("run").run), [2, 4])
@@ -77,8 +77,8 @@ def test_a_run_stopped_by_a_bad_batch_goes_on_when_the_data_are_good(
 def test_a_gradient_that_is_no_number_stops_the_run(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = decoder_loss
 
-    def overflowing(*arguments: Any) -> LossTerms:
-        loss = honest(*arguments)
+    def overflowing(*arguments: Any, **options: Any) -> LossTerms:
+        loss = honest(*arguments, **options)
         return LossTerms(loss.backward * math.inf, loss.terms, loss.weights)
 
     monkeypatch.setattr(loop, "decoder_loss", overflowing)
@@ -90,8 +90,8 @@ def test_a_gradient_that_is_no_number_stops_the_run(spec: Spec, monkeypatch: pyt
 def test_a_validation_loss_that_is_no_number_stops_the_run(
     spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "regression_loss", lambda predicted, target: torch.tensor(math.nan))
-    with pytest.raises(Fmri2imgError, match="step 0: validation/pixels-2/regression is nan"):
+    monkeypatch.setattr(loop, "judge", lambda *arguments: [("mse", math.nan, 1.0)])
+    with pytest.raises(Fmri2imgError, match="step 0: validation/pixels-2/mse is nan"):
         finetune(spec("run"))
 
 
