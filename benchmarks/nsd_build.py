@@ -111,7 +111,8 @@ def size(folder: Path) -> int:
 
 def build(release: Path, out: Path) -> dict[str, Any]:
     """Run the command in a process of its own."""
-    shutil.rmtree(out, ignore_errors=True)
+    for there in (out, out.with_name(f".{out.name}.building")):
+        shutil.rmtree(there, ignore_errors=True)
     forget(release)
     script = Path(sys.executable).with_name("fmri2img")
     command = [
