@@ -138,6 +138,7 @@ class Dataset:
             if (shard.subject, shard.partition) == (subject, entry.partition)
         ]
         table = concatenate(subject, tables)
+        self._check_ascending(table)
         if entry.nsd_ids is not None:
             table = table.take(np.isin(table.nsd_id, entry.nsd_ids))
         return table.until(entry.last_session[subject]) if subject in entry.last_session else table
@@ -291,12 +292,22 @@ class Dataset:
     ) -> np.ndarray:
         shards = samples.shard[rows]
         for number in places.missing(shards):
-            self._add(places, number, column, self.index(number, column))
+            read = self.index if places.trials else self._feature_index
+            self._add(places, number, column, read(number, column))
         offsets, checks = places.of(shards, samples.row[rows], repeats)
         entries = [self.manifest.shards[number].columns[column] for number in shards.tolist()]
         out = np.empty((len(rows), *places.shape), places.dtype) if out is None else out
         self.files.fill(out, entries, offsets, checks, samples.keys[rows], places.head)
         return out
+
+    def _feature_index(self, number: int, space: str) -> ColumnIndex:
+        """The index of a space's column, whose rows are those of the responses."""
+        index = self.index(number, space)
+        wrong = np.flatnonzero(index.keys != self.index(number, "responses").keys)
+        if len(wrong):
+            file, key = self.manifest.shards[number].columns[space].index.file, str(index.keys[wrong[0]])
+            raise damage(self.path, file, f"row {wrong[0]} is of another sample than in the responses", key)
+        return index
 
     def _add(self, places: Places, number: int, column: str, index: ColumnIndex) -> None:
         try:
@@ -324,6 +335,14 @@ class Dataset:
             while len(self._indices) > INDICES:
                 self._indices.popitem(last=False)
         return found
+
+    def _check_ascending(self, table: Samples) -> None:
+        wrong = np.flatnonzero(table.keys[1:] <= table.keys[:-1])
+        if len(wrong):
+            i = int(wrong[0]) + 1
+            file = self.manifest.shards[int(table.shard[i])].columns["responses"].index.file
+            rule = f"comes after {table.keys[i - 1]}, and keys are in ascending order, each once"
+            raise damage(self.path, file, rule, str(table.keys[i]))
 
     def _subject(self, subject: str) -> SubjectEntry:
         if subject not in self.manifest.subjects:

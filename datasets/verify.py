@@ -198,7 +198,10 @@ class _Verification:
                     for rule in _content(self.manifest, shard, column, index, row, index.fields[field], data):
                         yield Problem(entry.file, key, f"{name}: {rule}")
         except ValueError as error:
-            yield Problem(entry.file, None, f"the tar cannot be read to its end ({error})")
+            after = names[place] if place < len(names) else None
+            rule = f"the tar cannot be read to its end ({error})" + (f", from {after} on" if after else "")
+            yield Problem(entry.file, after.split(".")[0] if after else None, rule)
+            return
         for name in names:
             if name not in found:
                 yield Problem(entry.file, name.split(".")[0], f"member {name} is missing")

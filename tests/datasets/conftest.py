@@ -90,6 +90,24 @@ class Damage:
         shutil.copy(self.root / file, self.root / to)
         return self
 
+    def swap(self, one: str, other: str) -> Damage:
+        first, second = self.root / one, self.root / other
+        data = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+        return self
+
+    def repeat_member(self, file: str, number: int, *, size: int | None = None) -> Damage:
+        """Append one member of a tar once more; in the room at its end where `size` is the size it had."""
+        path, buffer = self.root / file, io.BytesIO()
+        with tarfile.open(path) as old, tarfile.open(fileobj=buffer, mode="w") as new:
+            members = old.getmembers()
+            for member in [*members, members[number]]:
+                new.addfile(member, old.extractfile(member))
+        data = buffer.getvalue()
+        path.write_bytes(data if size is None else data.ljust(size, b"\0")[:size])
+        return self
+
     def drop_member(self, file: str, number: int) -> Damage:
         """Rewrite a tar without one member and pad it to the size it had."""
         path = self.root / file
