@@ -163,3 +163,28 @@ def test_behaviour_of_other_trials_is_damage(copied: Any) -> None:
     path.unlink()
     trials = betas_source(NsdRelease(copied.root, ["subj01"], last_session=1)).subjects["subj01"].session(1)
     assert trials.behaviour == {}
+
+
+@pytest.mark.slow
+def test_a_subject_of_forty_sessions_has_the_fields_counts(generator: Any, tmp_path: Path) -> None:
+    mask = np.zeros((2, 2, 2), bool)
+    mask[0, 0, 0] = True
+    release = generator.Release(tmp_path / "nsd", mask.shape, mask, side=2)
+    release.write_design().write_stimuli([]).write_rois("subj01")
+    for session in range(1, 41):
+        release.write_session("subj01", session)
+    source = betas_source(NsdRelease(release.root, ["subj01"]))
+    dataset = build_dataset(source, tmp_path / "set", samples_per_shard=1000)
+    counts = {}
+    for split in dataset.splits:
+        samples = dataset.samples("subj01", split)
+        counts[split] = (len(samples), int(samples.repeats.sum()))
+    assert counts == {
+        "train": (9000, 27_000),
+        "test": (1000, 3000),
+        "shared1000": (1000, 3000),
+        "shared982": (982, 2770),
+        "train982": (8859, 24_980),
+        "special515": (515, 1545),
+        "session1": (536, 688),
+    }
