@@ -2,6 +2,7 @@
 
 from fmri2img.checkpoints_schema.card import model_card
 from fmri2img.checkpoints_schema.commit import (
+    attempt,
     clean_stale,
     commit,
     discard,
@@ -77,6 +78,7 @@ __all__ = [
     "ParentRecord",
     "Problem",
     "SubjectRecord",
+    "attempt",
     "check",
     "check_subjects",
     "clean_stale",

@@ -6,6 +6,8 @@
     commit(staging, step_path(folder, step), manifest)        rank 0, with every rank's records
     discard(staging)                             rank 0 instead, when any rank failed
 
+Where one process writes everything, `with attempt(folder, step, token) as staging:` stages and discards.
+
 A folder named `step-...` is therefore whole, or damaged after the fact. One rule protects what is committed:
 **a step folder that verifies is never replaced.** Committing the same step again is refused, unless every
 file (the model card aside) is the same to the byte, as an exact replay gives: then the old folder stays and
@@ -18,7 +20,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fmri2img.checkpoints_schema.manifest import (
@@ -108,6 +111,22 @@ def commit(staging: Path, final: Path, manifest: CheckpointManifest) -> Path:
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+@contextmanager
+def attempt(folder: Path, step: int, token: str) -> Iterator[Path]:
+    """The staging folder, for one process that writes and commits alone; it is removed when that fails.
+
+    Raises StoppedError when the disk takes no more: full, over its quota, or made read-only.
+    """
+    try:
+        yield stage(folder, step, token)
+    except OSError as error:
+        discard(staging_path(folder, step, token))
+        raise stopped(error, folder, step) from error
+    except BaseException:
+        discard(staging_path(folder, step, token))
+        raise
 
 
 def discard(staging: Path) -> None:

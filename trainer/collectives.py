@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.errors import Fmri2imgError, InputError, StoppedError
 
 T = TypeVar("T")
 
@@ -88,8 +88,8 @@ def fail_together(error: Exception | None) -> None:
         raise error
     for number, story in enumerate(told):
         if story is not None:
-            kind = InputError if story[2] == InputError.exit_code else Fmri2imgError
-            raise kind(f"rank {number} failed with {story[0]}: {story[1]}")
+            kinds = {kind.exit_code: kind for kind in (InputError, StoppedError)}
+            raise kinds.get(story[2], Fmri2imgError)(f"rank {number} failed with {story[0]}: {story[1]}")
 
 
 def _exit_code(error: Exception) -> int:

@@ -103,27 +103,31 @@ def write_step(
     kind: Any = "decoder",
     position: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write and commit one step folder from this process. `tensors` maps file names to what they hold."""
-    staging = schema.stage(folder, step, token)
-    (staging / "state").mkdir(exist_ok=True)
-    for name, content in tensors.items():
-        schema.save_tensors(staging / name, content)
-    write_json(staging / schema.CONFIG_NAME, identity.config)
-    digest = digest_json(identity.config)
-    write_json(staging / POSITION, {"step": step, "config_digest": digest, **(position or {})})
-    draft = schema.CheckpointManifest(
-        kind=kind,
-        recipe=identity.recipe,
-        subjects=identity.subjects,
-        feature_spaces=identity.spaces,
-        step=step,
-        metrics=dict(metrics),
-        files=schema.file_records(staging, [*tensors, schema.CONFIG_NAME, POSITION]),
-        parent=identity.parent,
-    )
-    (staging / schema.CARD_NAME).write_text(schema.model_card(draft))
-    files = {**draft.files, **schema.file_records(staging, [schema.CARD_NAME])}
-    return schema.commit(staging, schema.step_path(folder, step), draft.model_copy(update={"files": files}))
+    """Write and commit one step folder from this process. `tensors` maps file names to what they hold.
+
+    Raises StoppedError when the disk does not take it; nothing of it is left then.
+    """
+    with schema.attempt(folder, step, token) as staging:
+        (staging / "state").mkdir(exist_ok=True)
+        for name, content in tensors.items():
+            schema.save_tensors(staging / name, content)
+        write_json(staging / schema.CONFIG_NAME, identity.config)
+        digest = digest_json(identity.config)
+        write_json(staging / POSITION, {"step": step, "config_digest": digest, **(position or {})})
+        draft = schema.CheckpointManifest(
+            kind=kind,
+            recipe=identity.recipe,
+            subjects=identity.subjects,
+            feature_spaces=identity.spaces,
+            step=step,
+            metrics=dict(metrics),
+            files=schema.file_records(staging, [*tensors, schema.CONFIG_NAME, POSITION]),
+            parent=identity.parent,
+        )
+        (staging / schema.CARD_NAME).write_text(schema.model_card(draft))
+        files = {**draft.files, **schema.file_records(staging, [schema.CARD_NAME])}
+        manifest = draft.model_copy(update={"files": files})
+        return schema.commit(staging, schema.step_path(folder, step), manifest)
 
 
 def _forget_old(folder: Path, keep: int) -> None:
