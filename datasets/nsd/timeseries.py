@@ -188,23 +188,29 @@ class SeriesSubject:
 
     def session(self, session: int) -> SessionTrials:
         """The 750 trials: `(trials, voxels)` averages, or `(trials, time, voxels)` windows."""
-        responses, nsd_ids = [], []
+        nsd_ids = self.design.nsd_ids(self.subject, session)
+        time = (len(self.options.offsets),) if self.options.keep == "window" else ()
+        responses = np.empty((len(nsd_ids), *time, self.voxels), np.float32)
+        done = 0
         for run, basis, used, _ in self._prepared(session):
-            series = np.empty((run.file.volumes, self.voxels), np.float32)
-            for number, volume in enumerate(run.file.read(self.positions)):
-                series[number] = volume
-            if not np.isfinite(series).all():
-                raise DamageError(
-                    f"{run.file.path} holds values that are not finite at {int((~np.isfinite(series)).sum())} "
-                    "places. Fetch it again, or leave these voxels out of the mask."
-                )
-            cleaned = clean_run(series, basis, used, units=self.options.units)
-            windows = cleaned[window_volumes(run.where, run.onsets, self.options.offsets, len(series))]
-            responses.append(windows.mean(axis=1) if self.options.keep == "average" else windows)
-            nsd_ids.append(run.nsd_ids)
-        return SessionTrials(
-            np.concatenate(responses), np.concatenate(nsd_ids), behaviour=dict(self.behaviour(session))
-        )
+            cleaned = clean_run(self._read(run), basis, used, units=self.options.units)
+            windows = window_volumes(run.where, run.onsets, self.options.offsets, len(cleaned))
+            for trial, volumes in enumerate(windows, start=done):
+                responses[trial] = cleaned[volumes] if time else cleaned[volumes].mean(axis=0)
+            done += len(windows)
+        return SessionTrials(responses, nsd_ids, behaviour=dict(self.behaviour(session)))
+
+    def _read(self, run: Run) -> np.ndarray:
+        """The chosen voxels of a run, float32 `(volumes, voxels)`, scanner units."""
+        series = np.empty((run.file.volumes, self.voxels), np.float32)
+        for number, volume in enumerate(run.file.read(self.positions)):
+            series[number] = volume
+        if not np.isfinite(series).all():
+            raise DamageError(
+                f"{run.file.path} holds values that are not finite at {int((~np.isfinite(series)).sum())} "
+                "places. Fetch it again, or leave these voxels out of the mask."
+            )
+        return series
 
     def _prepared(self, session: int) -> Iterator[tuple[Run, np.ndarray, np.ndarray, np.ndarray]]:
         """Each run with its drift basis, the volumes to fit on, and which of its trials are for testing."""
