@@ -7,12 +7,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fmri2img.datasets import Dataset, SamplingPlan, add_feature_space, verify
+from fmri2img.datasets import (
+    Dataset,
+    SamplingPlan,
+    SessionTrials,
+    add_feature_space,
+    build_dataset,
+    verify,
+)
 from fmri2img.datasets.files import FilePool
 from fmri2img.datasets.manifest import FileEntry
 from fmri2img.datasets.plan import trials_of
@@ -159,3 +167,25 @@ def test_few_indices_are_kept_and_all_samples_are_read(
         read = dataset.stored_trials(samples, np.arange(len(samples)), np.zeros(len(samples), int))
         assert all((read[i] == dataset.responses(samples, i)[0]).all() for i in range(len(samples)))
     assert len(dataset._indices) == 2
+
+
+def test_a_window_of_time_points_is_read_in_its_shape(
+    tmp_path: Path, make_source: Any, make_subject: Any
+) -> None:
+    class Windows(make_subject):
+        def session(self, session: int) -> SessionTrials:
+            flat = super().session(session)
+            steps = np.arange(3, dtype=np.float32)[:, None]
+            return SessionTrials(flat.responses[:, None] * (1 + steps), flat.nsd_ids)
+
+    source = make_source(subjects={"subj01": Windows(1, 5)})
+    dataset = build_dataset(source, tmp_path / "windows", samples_per_shard=4)
+    samples = dataset.samples("subj01", "train")
+    rows, repeats = trials_of(samples)
+    read = dataset.stored_trials(samples, rows[::-1], repeats[::-1])
+    assert (
+        read.shape == (len(rows), 3, 5) and dataset.inputs("subj01") == 15 and dataset.voxels("subj01") == 5
+    )
+    for value, i, repeat in zip(read, rows[::-1], repeats[::-1], strict=True):
+        np.testing.assert_array_equal(value, dataset.responses(samples, int(i))[repeat])
+    assert verify(dataset.path) == []

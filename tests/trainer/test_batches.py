@@ -1,12 +1,14 @@
 """Batches do not depend on how many processes share them."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fmri2img.datasets import Dataset, Samples
+from fmri2img.datasets import Dataset, Samples, SessionTrials, build_dataset
 from fmri2img.datasets.plan import SamplingPlan
 from fmri2img.errors import InputError
 from fmri2img.trainer.batches import Batch, BatchLoader, picture_rows, with_sessions
@@ -142,6 +144,37 @@ def test_what_a_rank_needs_next_is_fetched_ahead_where_files_are_remote(
     list(made.batches(1, 8))
     steps = [made.plan.upcoming_shards(step, 1, 2) for step in (1, 4, 7)]
     assert asked == [(shards, ("responses", "pixels-2", "words")) for shards in steps]
+
+
+def test_windows_of_time_points_become_rows_of_as_many_inputs(tmp_path: Path) -> None:
+    windows = np.random.default_rng(0).normal(size=(12, 3, 4)).astype(np.float32)
+    subject = SimpleNamespace(
+        voxels=4,
+        sessions=[1],
+        voxel_table=lambda: {"roi": np.array(["V1"] * 4)},
+        session=lambda number: SessionTrials(windows, np.arange(12) % 6),
+    )
+    source: Any = SimpleNamespace(
+        name="windows",
+        terms="free",
+        provenance={},
+        splits={},
+        subjects={"subj01": subject},
+        picture=lambda nsd_id: np.zeros((4, 4, 3), np.uint8),
+        captions=lambda nsd_id: [],
+        is_test=lambda *trial: False,
+    )
+    dataset = build_dataset(source, tmp_path / "windows", normalise="none")
+    table = {"subj01": dataset.samples("subj01", "train")}
+    plan = SamplingPlan(table, fingerprint=dataset.fingerprint, seed=0, global_batch=4, lanes=2)
+    for noise in (0.0, 1.0):
+        made = BatchLoader(dataset, table, plan, [], rank=0, world_size=1, seed=0, noise=noise)
+        assert made.read(0).responses["subj01"].shape == (4, dataset.inputs("subj01")) == (4, 12)
+    rows = picture_rows(dataset, table["subj01"], [])
+    truth = windows.astype(np.float16).astype(np.float32).reshape(2, 6, 12).mean(0)
+    np.testing.assert_allclose(rows.responses, truth, rtol=1e-6)
+    single = picture_rows(dataset, table["subj01"], [], single=True)
+    assert single.responses.shape == (12, 12)
 
 
 def test_another_seed_reads_other_rows(dataset: Dataset) -> None:
