@@ -102,9 +102,13 @@ class FileCache:
                     return path
             except FileNotFoundError:
                 return None
-        with locked(self._all):  # cut by a disk that failed: its bytes are not its name's
-            path.unlink(missing_ok=True)
+        self.remove(sha256)  # cut by a disk that failed: its bytes are not its name's
         return None
+
+    def remove(self, sha256: str) -> None:
+        """Remove a file, if it is there; who reads it reads on."""
+        with locked(self._all):
+            (self.folder / "files" / sha256).unlink(missing_ok=True)
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
         """A file, downloaded if it is not there.

@@ -88,7 +88,7 @@ def _complete(
     stop: threading.Event | None,
 ) -> dict[str, str]:
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
-    with open(partial, "a+b") as file, _Blocks(url, size, link) as blocks:
+    with open(partial, "a+b") as file, _Blocks(url, size, link, stop) as blocks:
         if file.tell() > size:
             file.truncate(0)
         file.seek(0)
@@ -125,8 +125,8 @@ def _digest(file: BinaryIO, digests: Mapping[str, Any]) -> None:
 class _Blocks:
     """Blocks of one file of `size` bytes; it is opened anew after a failure."""
 
-    def __init__(self, url: str, size: int, link: Link) -> None:
-        self.url, self.size, self.link = url, size, link
+    def __init__(self, url: str, size: int, link: Link, stop: threading.Event | None) -> None:
+        self.url, self.size, self.link, self.stop = url, size, link, stop
         self._file: Any = None
 
     def __enter__(self) -> _Blocks:
@@ -136,7 +136,7 @@ class _Blocks:
         self._close()
 
     def read(self, start: int, count: int) -> bytes:
-        return patiently(self.url, self.link, lambda: self._read(start, count))
+        return patiently(self.url, self.link, lambda: self._read(start, count), self.stop)
 
     def _read(self, start: int, count: int) -> bytes:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -63,17 +64,27 @@ def file_system(url: str, link: Link) -> tuple[Any, str]:
     return system, path
 
 
-def patiently(url: str, link: Link, call: Callable[[], T]) -> T:
-    """`call()`, again after a failure that may pass.
+def patiently(url: str, link: Link, call: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """`call()`, again after a failure that may pass, and not once more when `stop` is set.
 
     Raises:
         InputError: there is no such file, or no right to read it.
         StoppedError: the link was dead at every attempt.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+    from tenacity import (
+        Retrying,
+        retry_if_exception,
+        sleep_using_event,
+        stop_after_attempt,
+        stop_when_event_set,
+        wait_exponential,
+        wait_random,
+    )
 
+    stop = stop or threading.Event()
     retrying = Retrying(
-        stop=stop_after_attempt(link.attempts),
+        stop=stop_after_attempt(link.attempts) | stop_when_event_set(stop),
+        sleep=sleep_using_event(stop),
         wait=wait_exponential(multiplier=link.wait, max=link.longest) + wait_random(0, link.wait),
         retry=retry_if_exception(transient),
         reraise=True,
@@ -92,7 +103,7 @@ def patiently(url: str, link: Link, call: Callable[[], T]) -> T:
 def transient(error: BaseException) -> bool:
     """Whether an error of a link may pass by itself."""
     status = status_of(error)
-    if isinstance(error, Fmri2imgError) or status is not None:
+    if isinstance(error, Fmri2imgError) or status is not None or _offline(error):
         return status in _TRANSIENT_STATUS
     if isinstance(error, _PERMANENT):  # as fsspec also calls a file whose connection failed
         return error.__cause__ is not None and transient(error.__cause__)
@@ -134,6 +145,10 @@ def _link_errors() -> tuple[type[BaseException], ...]:
     )
 
 
+def _offline(error: BaseException) -> bool:
+    return type(error).__name__ == "OfflineModeIsEnabled"  # a ConnectionError of huggingface_hub
+
+
 def _named(url: str, link: Link, error: Exception) -> Fmri2imgError | None:
     """The sentence for a failure that stayed; None for one that is no failure of the link."""
     status, lacks_key = (
@@ -146,6 +161,10 @@ def _named(url: str, link: Link, error: Exception) -> Fmri2imgError | None:
         return StoppedError(
             f"{url}: the link failed {link.attempts} times in a row ({said}): what has arrived is kept, and the "
             "same command goes on from there once the link is back."
+        )
+    if _offline(error):
+        return InputError(
+            f"{url} cannot be read: HF_HUB_OFFLINE is set; unset it to reach the Hugging Face hub."
         )
     if isinstance(error, PermissionError) or status in (401, 403) or lacks_key:
         return InputError(

@@ -74,7 +74,7 @@ NSD = Source(
     about="the Natural Scenes Dataset as released (Allen et al. 2022)",
     address="s3://natural-scenes-dataset",
     subjects=tuple(SESSIONS),
-    options={"s3": {"anon": True}},
+    options={"s3": {"anon": True, "client_kwargs": {"region_name": "us-east-2"}}},
     parts={
         "design": Part(
             "which picture was shown when, and what was answered",

@@ -18,13 +18,14 @@ from fmri2img.datasets.cache import BYTES, FileCache, open_cache
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.fetch_bytes import land, read_whole
 from fmri2img.datasets.fetch_link import PROTOCOLS, Link, file_system, patiently
-from fmri2img.datasets.files import damage
+from fmri2img.datasets.files import FilePool, damage
 from fmri2img.datasets.manifest import MANIFEST, DatasetManifest, FileEntry, read_manifest
 from fmri2img.errors import DamageError, Fmri2imgError, InputError
-from fmri2img.files import write_atomic
+from fmri2img.files import sha256_file, write_atomic
 
 _pinned: dict[str, DatasetManifest] = {}
-_pinning = threading.Lock()
+_locks = {"pinning": threading.Lock(), "starting": threading.Lock()}
+os.register_at_fork(after_in_child=lambda: _locks.update({name: threading.Lock() for name in _locks}))
 
 
 class Address(PosixPath):
@@ -80,8 +81,9 @@ class RemoteFiles:
 
         No more than half of the cache is filled ahead. A failure ends the work; whoever reads the file meets it.
         """
-        if self._ahead is None or self._ahead.process != os.getpid():  # a fork takes no threads along
-            self._ahead = _Ahead(self.locate)
+        with _locks["starting"]:
+            if self._ahead is None or self._ahead.process != os.getpid():  # a fork takes no threads along
+                self._ahead = _Ahead(self.locate)
         wanted, room = [], self.cache.limit // 2
         for entry in entries:
             room -= entry.bytes
@@ -126,12 +128,37 @@ class _Ahead:
                     self._wanted = []
 
 
+class RemotePool(FilePool):
+    """Reads from the cache; a copy that was damaged since it landed is thrown away."""
+
+    def __init__(self, remote: RemoteFiles) -> None:
+        super().__init__(Address(remote.url), remote.locate)
+        self.source = remote
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        RemotePool.__init__(self, state["source"])
+
+    def wrong(self, entry: FileEntry, offset: int, key: str) -> DamageError:
+        path = self.source.cache.find(entry.sha256, entry.bytes)
+        if path is None or sha256_file(path) == entry.sha256:
+            return super().wrong(entry, offset, key)
+        self.source.cache.remove(entry.sha256)
+        return DamageError(
+            f"{path}, this machine's copy of {self.root / entry.file}, was damaged since it landed and has been "
+            "removed: the same command fetches it anew."
+        )
+
+
 class RemoteDataset(Dataset):
     """A data set whose files are at an address; `prefetch` says which are needed next."""
 
     def __init__(self, manifest: DatasetManifest, remote: RemoteFiles) -> None:
-        super().__init__(Address(remote.url), manifest, remote.locate)
+        super().__init__(Address(remote.url), manifest)
         self.remote = remote
+        self.files = RemotePool(remote)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"manifest": self.manifest, "remote": self.remote}
@@ -168,7 +195,7 @@ def open_remote(
     if address is None:
         raise InputError(f"{url} is no address of a data set: use s3://, hf:// or https://.")
     made = open_cache(cache, limit)
-    with _pinning:
+    with _locks["pinning"]:
         if address not in _pinned:
             _pinned[address] = _fetch_manifest(address, made.folder, link)
         manifest = _pinned[address]

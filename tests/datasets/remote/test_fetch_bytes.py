@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_the_work_stops_between_two_blocks_when_it_is_told_to(
     with pytest.raises(StoppedError, match="goes on from what has arrived"):
         arrives(way, tmp_path / "file", stop=stop, tell=lambda place: stop.set() if place == 2000 else None)
     assert (tmp_path / "file").read_bytes() == DATA[:2000]
+
+
+def test_the_work_stops_between_two_attempts_when_it_is_told_to(published: Any, tmp_path: Path) -> None:
+    stop, begun = threading.Event(), time.monotonic()
+    published.dead = True
+    threading.Timer(0.2, stop.set).start()
+    patient = Link(attempts=50, wait=30, longest=60, timeout=0.3)
+    with pytest.raises(StoppedError):
+        land(published.url(FILE), tmp_path / "file", size=len(DATA), expected=SHA, link=patient, stop=stop)
+    assert time.monotonic() - begun < 5
 
 
 def test_a_small_file_is_read_whole_and_a_large_one_is_not(way: tuple[str, Link], published: Any) -> None:

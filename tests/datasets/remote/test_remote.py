@@ -1,5 +1,6 @@
 """A data set at an address reads as it does from a folder, and fetches what it reads once."""
 
+import multiprocessing
 import pickle
 import shutil
 from pathlib import Path
@@ -152,6 +153,43 @@ def test_a_shard_spoilt_on_the_way_is_fetched_again(
     published.corrupt(f"bucket/tiny/{file}", at=700)
     expected = Dataset.open(folder).responses(samples, 0)
     np.testing.assert_array_equal(remote.responses(samples, 0), expected)
+
+
+def test_a_copy_damaged_in_the_cache_is_thrown_away_and_fetched_anew(
+    remote: RemoteDataset, folder: Path
+) -> None:
+    samples = remote.samples("subj01", "train")
+    expected = remote.responses(samples, 0)
+    entry = remote.manifest.shards[int(samples.shard[0])].columns["responses"]
+    path = remote.remote.cache.folder / "files" / entry.sha256
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    other = pickle.loads(pickle.dumps(remote))
+    with pytest.raises(
+        DamageError, match=rf"this machine's copy of {remote.path}/{entry.file}, was damaged since"
+    ):
+        other.responses(samples, 0)
+    again = pickle.loads(pickle.dumps(remote))
+    np.testing.assert_array_equal(again.responses(samples, 0), expected)
+
+
+def test_a_forked_worker_reads_on_its_own(remote: RemoteDataset, folder: Path, published: Any) -> None:
+    samples = remote.samples("subj01", "train")
+    remote.prefetch([0])
+    assert remote.remote.wait(20)
+    expected = Dataset.open(folder).read_features(samples, range(len(samples)), "means")
+
+    def work(out: Any) -> None:
+        remote.prefetch([1, 2])
+        out.send_bytes(remote.read_features(samples, range(len(samples)), "means").tobytes())
+        remote.remote.wait(20)
+
+    here, there = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    worker.start()
+    assert here.poll(30)
+    assert here.recv_bytes() == expected.tobytes()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_a_link_that_dies_in_an_epoch_is_one_sentence_and_the_next_run_goes_on(
