@@ -26,6 +26,7 @@ from fmri2img.datasets.checks import (
     session_numbers,
 )
 from fmri2img.datasets.columns import Normalise, ResponsesColumn, stimuli_members
+from fmri2img.datasets.croissant import write_croissant
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.journal import Workshop, finished_before, workshop_path
 from fmri2img.datasets.manifest import PARTITIONS, seal, write_manifest
@@ -82,8 +83,10 @@ def build_dataset(
         )
     try:
         with Workshop(out, identity) as workshop:
-            manifest = _Build(source, workshop, samples_per_shard, normalise, progress or silent).run()
-            write_manifest(workshop.data, seal(manifest))
+            build = _Build(source, workshop, samples_per_shard, normalise, progress or silent)
+            manifest = seal(build.run())
+            write_croissant(workshop.data, manifest)
+            write_manifest(workshop.data, manifest)
             workshop.commit()
     except OSError as error:
         if error.errno not in FULL:

@@ -227,7 +227,7 @@ def test_voxel_table_and_info_tell_what_is_there(tiny: Dataset, make_source: Any
     assert counts["train"]["trials"] + counts["test"]["trials"] == 36
     assert (counts["train"]["samples"], counts["test"]["samples"]) == (7, 3)
     assert told["bytes"] == sum(
-        p.stat().st_size for p in tiny.path.rglob("*") if p.is_file() and p.name != "dataset.json"
+        p.stat().st_size for p in tiny.path.rglob("*") if p.is_file() and p.suffix != ".json"
     )
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
+import pytest
 
 from fmri2img.datasets import Dataset, verify
-from fmri2img.datasets.manifest import schema_path, schema_text, seal
+from fmri2img.datasets.manifest import (
+    MANIFEST,
+    read_manifest,
+    schema_path,
+    schema_text,
+    seal,
+    write_manifest,
+)
+from fmri2img.errors import DamageError
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 FINGERPRINT = "2d5b9a9011cc03f17ff4491cf319beabec4ce3cbb9c0ec12a1a74f38e9266e7e"
@@ -31,6 +42,37 @@ def test_a_named_split_is_a_part_of_a_partition(tiny: Dataset) -> None:
     plain["splits"]["few"] = {"partition": "test", "nsd_ids": [0, 2, 77]}
     few = Dataset(tiny.path, seal(plain)).samples("subj01", "few")
     assert few.nsd_id.tolist() == [0, 2]
+
+
+def test_an_old_manifest_keeps_its_seals_when_it_is_written_anew() -> None:
+    stored = json.loads((GOLDEN / MANIFEST).read_text())
+    manifest = read_manifest(GOLDEN)
+    assert manifest.model_dump() == stored
+    again = seal(manifest.model_dump())
+    assert (again.fingerprint, again.digest) == (stored["fingerprint"], stored["digest"])
+    jsonschema.validate(stored, json.loads(schema_path().read_text()))
+
+
+def test_keys_that_old_manifests_lack_are_sealed_where_they_are_used(tiny: Dataset) -> None:
+    plain = tiny.manifest.model_dump()
+    plain["splits"]["hour"] = {"partition": "train", "last_session": {"subj01": 1}}
+    hour = seal(plain)
+    plain["splits"]["hour"]["last_session"]["subj01"] = 2
+    assert seal(plain).fingerprint != hour.fingerprint
+    write_manifest(tiny.path, hour)
+    assert read_manifest(tiny.path) == hour
+    edited = (tiny.path / MANIFEST).read_text().replace('"subj01": 1\n', '"subj01": 2\n')
+    (tiny.path / MANIFEST).write_text(edited)
+    with pytest.raises(DamageError, match="its digest is not that of its contents"):
+        read_manifest(tiny.path)
+
+
+def test_a_default_written_into_a_stored_manifest_is_an_edit(tiny: Dataset) -> None:
+    plain = json.loads((tiny.path / MANIFEST).read_text())
+    plain["subjects"]["subj01"]["window"] = None
+    (tiny.path / MANIFEST).write_text(json.dumps(plain))
+    with pytest.raises(DamageError, match="so it was edited or damaged"):
+        read_manifest(tiny.path)
 
 
 def test_a_data_set_written_by_version_1_is_still_read() -> None:
