@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -47,11 +48,13 @@ class FilePool:
     Args:
         root: data set folder.
         locate: where a file lies, asked each time before it is opened; by default under `root`.
-        limit: files open at a time.
+        limit: files open at a time; half of what the process may, and 4,096 at most, unless given.
     """
 
-    def __init__(self, root: Path, locate: Locate | None = None, limit: int = 256) -> None:
-        self.root, self.limit = root, limit
+    def __init__(self, root: Path, locate: Locate | None = None, limit: int | None = None) -> None:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.root = root
+        self.limit = max(16, min(4096, allowed // 2)) if limit is None else limit
         self._located = locate
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Handle] = OrderedDict()
