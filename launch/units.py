@@ -77,7 +77,7 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
         )
     schema.check_subjects(
         found.manifest,
-        {s: dataset.voxels(s) for s in subjects},
+        {s: dataset.inputs(s) for s in subjects},
         checkpoint=str(checkpoint),
         flag="--subjects",
     )
@@ -188,7 +188,7 @@ class Reconstructor:
                     continue
                 rows = np.array([items[i].row for i in chosen])
                 repeats = np.array([items[i].repeats[turn] for i in chosen])
-                values = self.dataset.read_trials(self.tables[subject], rows, repeats)
+                values = self.dataset.read_trials(self.tables[subject], rows, repeats).reshape(len(rows), -1)
                 padded = np.zeros((self.job.batch, values.shape[1]), np.float32)
                 padded[: len(values)] = values
                 predicted = self.decoder.predict({subject: torch.from_numpy(padded).to(self.device)})

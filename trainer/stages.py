@@ -93,7 +93,7 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
         tables, held = hold_out(tables, seed=config.seed, fraction=config.validation)
         for subject, out in held.items():
             validation[subject] = picture_rows(dataset, out, list(recipe.spaces), sessions=spec.sessions)
-    voxels = {subject: dataset.voxels(subject) for subject in spec.subjects}
+    voxels = {subject: dataset.inputs(subject) for subject in spec.subjects}
     return Material(dataset, tables, validation, spaces, voxels)
 
 
