@@ -100,7 +100,10 @@ class TrainingConfig(Strict):
     )
     validate_every: int = Field(default=100, ge=1)
     validate_share: float = Field(
-        default=1.0, gt=0, le=1, description="validations that would take more of the time are left out"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="largest share of the time to validate in: what would take more is left out, but not the last",
     )
     checkpoint_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1, description="newest checkpoints that stay")
@@ -113,6 +116,11 @@ class TrainingConfig(Strict):
     def _averaged(self) -> "TrainingConfig":
         if self.select == "ema" and not self.ema:
             raise ValueError("select ema needs averaged weights: set ema, such as 0.999")
+        if self.select == "best" and self.validate_share < 1:
+            raise ValueError(
+                f"select best would pick by the clock with validate_share {self.validate_share}, which leaves out "
+                "validations: set validate_share to 1 and a larger validate_every, or select last"
+            )
         return self
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fmri2img.checkpoints_schema import MODEL_NAME
 from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.closed_form import PictureRows
-from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.collectives import mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
@@ -25,14 +23,12 @@ from fmri2img.trainer.objectives import (
     active_mixing,
     decoder_loss,
     draw_mixing,
-    judge,
 )
 from fmri2img.trainer.schedules import learning_rate
 from fmri2img.trainer.seeds import derive_seed
 from fmri2img.trainer.state import Best, Identity, save
+from fmri2img.trainer.validation import Metrics, TimeShare, validate
 from fmri2img.trainer.watch import Watch, memory_mb
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,11 @@ def train(job: Job, *, first_step: int) -> Path:
     Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term.
     """
     config, engine, best = job.config, job.engine, job.best
-    metrics = _validate(job, 0, best) if first_step == 0 else job.metrics
+    share = TimeShare(config.validate_share)
+    metrics = job.metrics
+    if first_step == 0:
+        with share.counted():
+            metrics = _validate(job, 0, best)
     for batch in job.loader.batches(first_step, config.steps):
         started = time.perf_counter()
         terms, norm, rate = _step(job, batch)
@@ -78,8 +78,9 @@ def train(job: Job, *, first_step: int) -> Path:
                     "memory/peak_mb": memory_mb(),
                 },
             )
-        if done % config.validate_every == 0 or done == config.steps:
-            metrics = _validate(job, done, best)
+        if done == config.steps or (done % config.validate_every == 0 and share.allows()):
+            with share.counted():
+                metrics = _validate(job, done, best)
         if done % config.checkpoint_every == 0 and done < config.steps:
             save(job.run, done, engine, job.identity, metrics=metrics, keep=config.keep, best=best)
     return _save_final(job, metrics, best)
@@ -177,54 +178,6 @@ def _validate(job: Job, done: int, best: Best) -> Metrics:
     if job.watch is not None:
         job.watch.record(done, dict(metrics))
     return metrics
-
-
-@torch.no_grad()
-def validate(
-    engine: Engine,
-    rows: Mapping[str, PictureRows],
-    spaces: Mapping[str, SpaceConfig],
-    place: Place,
-) -> Metrics:
-    """Every rank computes the same figures from all validation pictures, so that no rank's decision can differ.
-
-    Terms are means over subjects of the losses that count at `place`, on all of a subject's validation pictures;
-    `retrieval` is the share of pictures whose own features are the nearest among the subject's, by cosine. No random
-    number is drawn.
-    """
-    decoder: MultiSubjectDecoder = engine.decoder
-    decoder.eval()
-    responses = {name: torch.from_numpy(row.responses).to(engine.device) for name, row in rows.items()}
-    latent, predicted, retrieval = engine.forward(responses)
-    sums: dict[str, list[float]] = {}
-    start = 0
-    for subject in decoder.subjects:
-        row = rows[subject]
-        part = slice(start, start + len(row.nsd_ids))
-        start = part.stop
-        picture = torch.from_numpy(row.nsd_ids).to(engine.device)
-        mine = {name: value[part] for name, value in predicted.items()}
-        directions = {name: value[part] for name, value in retrieval.items()}
-        total = 0.0
-        for name, space in spaces.items():
-            features = torch.from_numpy(row.features[name]).to(engine.device)
-            for kind, value, weight in judge(
-                decoder, name, (latent[part], mine, directions), features, picture, space.losses, place
-            ):
-                sums.setdefault(f"validation/{name}/{kind}", []).append(value)
-                total += weight * value
-            if name in directions:
-                share = _top1(directions[name], decoder.branch(name).standardise(features))
-                sums.setdefault(f"validation/{name}/retrieval", []).append(share)
-        sums.setdefault("validation/loss", []).append(total)
-    values = mean_over_ranks([float(np.mean(value)) for value in sums.values()])
-    return dict(zip(sums, values, strict=True))
-
-
-def _top1(predicted: Tensor, target: Tensor) -> float:
-    normal = torch.nn.functional.normalize
-    nearest = (normal(predicted, dim=1) @ normal(target, dim=1).T).argmax(1)
-    return float((nearest == torch.arange(len(target), device=target.device)).float().mean())
 
 
 def check_layout(config: TrainingConfig, subjects: Sequence[str], world: int | None = None) -> None:

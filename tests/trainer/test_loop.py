@@ -12,16 +12,17 @@ import torch
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.errors import Fmri2imgError, InputError, StoppedError
 from fmri2img.models.closed_form import fit_head
 from fmri2img.models.linear import RidgeDecoder
 from fmri2img.models.loading import load_decoder
-from fmri2img.trainer import loop, stages
+from fmri2img.trainer import loop, stages, validation
 from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.loop import check_layout
 from fmri2img.trainer.objectives import LossTerms, decoder_loss
 from fmri2img.trainer.stages import finetune, fit_ridge_baseline, pretrain
+from fmri2img.trainer.validation import TimeShare
 from fmri2img.trainer.watch import Watch, read_records
 
 Spec = Callable[..., Any]
@@ -90,7 +91,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(spec: Spec, monkeypatch: pyt
 def test_a_validation_loss_that_is_no_number_stops_the_run(
     spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "judge", lambda *arguments: [("mse", math.nan, 1.0)])
+    monkeypatch.setattr(validation, "judge", lambda *arguments: [("mse", math.nan, 1.0)])
     with pytest.raises(Fmri2imgError, match="step 0: validation/pixels-2/mse is nan"):
         finetune(spec("run"))
 
@@ -102,7 +103,7 @@ def test_a_failure_while_saving_leaves_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(schema, "model_card", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoppedError, match="No space left on device"):
         finetune(spec("run"))
     nothing_half_written(Path(spec("run").run), [])
 
@@ -241,3 +242,85 @@ def test_wandb_offline_writes_a_run_folder(tmp_path: Path, monkeypatch: pytest.M
     identity = (tmp_path / "wandb-id").read_text()
     assert [path.name for path in (tmp_path / "wandb").glob(f"offline-run-*-{identity}")] != []
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"] == 1.0
+
+
+class Clock:
+    """Time that passes when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_validations_stay_within_their_share_of_the_time() -> None:
+    clock = Clock()
+    share = TimeShare(0.1, clock)
+    taken = []
+    for step in range(1000):
+        if share.allows():
+            with share.counted():
+                clock.now += 3.0
+            taken.append(step)
+        clock.now += 1.0
+    assert 3.0 * len(taken) == pytest.approx(0.1 * clock.now, rel=0.05)
+
+
+def test_a_share_of_all_time_allows_everything_without_a_clock() -> None:
+    share = TimeShare(1.0, Clock())
+    assert all(share.allows() for _ in range(3))
+
+
+def test_a_small_share_leaves_out_validations_but_the_first_and_the_last(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(run: str, **changes: Any) -> list[int]:
+        final = finetune(spec(run, steps=8, validate_every=1, **changes))
+        assert (final / "model.safetensors").read_bytes() == whole
+        return [r["step"] for r in read_records(Path(spec(run).run)) if "validation/loss" in r]
+
+    whole = (finetune(spec("whole", steps=8, validate_every=1)) / "model.safetensors").read_bytes()
+    monkeypatch.setattr(TimeShare, "allows", lambda self: self.share >= 1)
+    assert steps("all") == list(range(9))
+    assert steps("few", validate_share=1e-9) == [0, 8]
+
+
+def test_validation_draws_no_random_number(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def watched(*arguments: Any) -> dict[str, float]:
+        before = torch.get_rng_state()
+        figures = validation.validate(*arguments)
+        checked.append(torch.equal(torch.get_rng_state(), before))
+        return figures
+
+    monkeypatch.setattr(loop, "validate", watched)
+    finetune(spec("run", steps=4))
+    assert checked and all(checked)
+
+
+def test_a_validation_is_judged_by_the_losses_of_the_runs_end(spec: Spec) -> None:
+    wanted = spec("run", steps=6, validate_every=2)
+    wanted.recipe["spaces"]["words"]["losses"] = {
+        "bimixco": {"end": 0.5},
+        "softclip": {"begin": 0.5, "weight": 0.5},
+    }
+    finetune(wanted)
+    records = read_records(Path(wanted.run))
+    terms = [
+        {name for name in record if name.startswith("train/words/")}
+        for record in records
+        if "train/loss" in record
+    ]
+    assert terms == [{"train/words/bimixco"}] * 3 + [{"train/words/softclip"}] * 3
+    judged = [record for record in records if "validation/loss" in record]
+    assert len(judged) == 4
+    for record in judged:
+        total = record["validation/pixels-2/mse"] + 0.5 * record["validation/words/softclip"]
+        assert record["validation/loss"] == pytest.approx(total)
+        assert "validation/words/bimixco" not in record
+
+
+def test_micro_batches_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    with pytest.raises(InputError, match=r"micro_batches 5 .* the 24 rows .* Use one of \[1, 2, 3, 4, 6, 8"):
+        check_layout(TrainingConfig(lanes=8, global_batch=96, micro_batches=5), PAIR, 2)
