@@ -40,6 +40,11 @@ class Handle:
             os.close(self.descriptor)
 
 
+def _files_allowed() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 8192 if allowed == resource.RLIM_INFINITY else min(8192, allowed)
+
+
 class FilePool:
     """Positional reads from the files of one folder, with at most `limit` of them open.
 
@@ -52,9 +57,7 @@ class FilePool:
     """
 
     def __init__(self, root: Path, locate: Locate | None = None, limit: int | None = None) -> None:
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.root = root
-        self.limit = max(16, min(4096, allowed // 2)) if limit is None else limit
+        self.root, self.limit = root, _files_allowed() // 2 if limit is None else limit
         self._located = locate
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Handle] = OrderedDict()
