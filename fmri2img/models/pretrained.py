@@ -144,6 +144,9 @@ def load_pretrained(folder: Path) -> Pretrained:
     widths = [record.voxels for record in config.subjects.values()]
     widths += [prod(record.shape) for record in config.feature_spaces.values()]
     widths += [size for size in config.sizes.values() if isinstance(size, int)]
+    blocks = config.sizes.get("blocks", 0)
+    if not isinstance(blocks, int) or blocks > len(tensors):
+        raise DamageError(f"{path} names {blocks} blocks: the weights are {len(tensors)} tensors")
     if 4 * max(widths) > config.weights.bytes:
         raise DamageError(
             f"{path} names a size of {max(widths)}: the weights have {config.weights.bytes} bytes"
