@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fmri2img.datasets import bfloat16
+from fmri2img.datasets.croissant import write_croissant
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.feature_journal import FeatureJournal
 from fmri2img.datasets.index import unpack_index
@@ -115,7 +116,9 @@ def add_columns(
         plain["feature_spaces"][name] = described | {"statistics": entry, "digest": "0" * 64}
         for record, column in zip(plain["shards"], columns, strict=True):
             record["columns"][name] = column.model_dump()
-        write_manifest(root, seal(plain))
+        manifest = seal(plain)
+        write_manifest(root, manifest)
+        write_croissant(root, manifest)
         journal.close()
     return Dataset.open(root)
 

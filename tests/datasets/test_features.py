@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from fmri2img.datasets import Dataset, add_feature_space, build_dataset, verify
+from fmri2img.datasets.croissant import croissant
 from fmri2img.errors import InputError
 
 TONE: dict[str, Any] = {
@@ -56,12 +58,20 @@ def test_constant_features_are_harmless_to_divide_by(tiny: Dataset) -> None:
 
 
 def test_adding_a_space_changes_no_byte_and_not_the_fingerprint(tiny: Dataset) -> None:
-    before = {p: p.read_bytes() for p in tiny.path.rglob("*") if p.is_file() and p.name != "dataset.json"}
+    told = ("dataset.json", "croissant.json")
+    before = {p: p.read_bytes() for p in tiny.path.rglob("*") if p.is_file() and p.name not in told}
     dataset = add_feature_space(tiny.path, **TONE, compute=tone)
     assert dataset.fingerprint == tiny.fingerprint
     assert all(path.read_bytes() == data for path, data in before.items())
     samples = tiny.samples("subj01", "train")
     assert (tiny.responses(samples, 0) == dataset.responses(samples, 0)).all()
+
+
+def test_the_croissant_file_tells_of_the_space(tiny: Dataset) -> None:
+    dataset = add_feature_space(tiny.path, **TONE, compute=tone)
+    told = json.loads((tiny.path / "croissant.json").read_text())
+    assert told == croissant(dataset.manifest)
+    assert "tone.tar" in json.dumps(told)
 
 
 def test_a_space_that_is_there_is_left_alone(tiny: Dataset) -> None:
@@ -153,7 +163,7 @@ add_feature_space(
 
 def test_a_process_that_is_killed_is_taken_up_by_the_next(tiny: Dataset, built: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny.path)], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     job = Dies(at=0)
     dataset = add_feature_space(tiny.path, **TONE, compute=job)
     assert job.calls == len(tiny.manifest.shards) - 2

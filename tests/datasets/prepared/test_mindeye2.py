@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_a_picture_cannot_be_for_training_and_test(mindeye2: Any) -> None:
 def test_files_that_are_missing_are_named(mindeye2: Any, file: str, said: str) -> None:
     (mindeye2.root / file).unlink()
     with pytest.raises(InputError, match=said):
+        MindEye2Source(mindeye2.root, ["subj04"])
+
+
+def test_betas_that_are_cut_are_named(mindeye2: Any) -> None:
+    path = mindeye2.root / "betas_all_subj04_fp32_renorm.hdf5"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(
+        InputError, match=r"betas_all_subj04_fp32_renorm\.hdf5:betas' cannot be read: .*truncated"
+    ):
         MindEye2Source(mindeye2.root, ["subj04"])
 
 
