@@ -21,6 +21,7 @@ from fmri2img.datasets.prepared.pictures import CuratedCaptions
 from fmri2img.datasets.prepared.published_tars import damaged
 from fmri2img.datasets.source import NamedSplit, SessionTrials
 from fmri2img.errors import InputError
+from fmri2img.files import digest_json
 
 USED_SESSIONS = 37
 PARTS = ("train", "test")
@@ -120,6 +121,10 @@ class BrainDiffuserSource:
             "release": "arrays of prepare_nsddata.py, github.com/ozcelikfu/brain-diffuser",
             "betas": "nsdgeneral, func1pt8mm, betas_fithrf_GLMdenoise_RR, averaged over repeats in sessions 1 to 37",
             "sessions": "a picture's session is that in which it was first seen",
+            "captions": "some" if self._captions else "none",
+            "pictures_sha256": digest_json(
+                [[name, [ids.tolist() for ids in subject.ids]] for name, subject in self.subjects.items()]
+            ),
         }
 
     @property

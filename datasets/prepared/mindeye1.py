@@ -16,10 +16,11 @@ import numpy as np
 
 from fmri2img.datasets.nsd.layout import known_subject
 from fmri2img.datasets.nsd.release import TERMS
-from fmri2img.datasets.prepared.pictures import CuratedCaptions
+from fmri2img.datasets.prepared.pictures import CAPTIONS, CuratedCaptions
 from fmri2img.datasets.prepared.published_tars import TarSample, damaged, numbered_tars, read_samples
 from fmri2img.datasets.source import NamedSplit, SessionTrials
 from fmri2img.errors import InputError
+from fmri2img.files import digest_json
 
 PARTS = ("train", "val", "test")
 TEST_NAMES = {982: "shared982", 1000: "shared1000"}
@@ -105,6 +106,15 @@ class MindEye1Source:
             "betas": "nsdgeneral, func1pt8mm, betas_fithrf_GLMdenoise_RR, z-scored by session by its authors, of "
             "whom nobody published how; whether test trials took part is not known",
             "sessions": "the set does not tell a trial's session: the tar it is in takes its place (train, val, test)",
+            "captions": CAPTIONS if self._captions else "none",
+            "samples_sha256": digest_json(
+                [
+                    [name, sample.path.name, sample.key, n]
+                    for name, subject in self.subjects.items()
+                    for samples, ids in zip(subject.tars, subject.ids, strict=True)
+                    for sample, n in zip(samples, ids, strict=True)
+                ]
+            ),
         }
 
     @property

@@ -6,6 +6,7 @@ of github.com/MedARC-AI/MindEyeV2. The tars hold behaviour and, in it, the row o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from fmri2img.datasets.array_files import ArrayFile, open_array
 from fmri2img.datasets.nsd.layout import SESSIONS, TRIALS, known_subject
 from fmri2img.datasets.nsd.release import TERMS
-from fmri2img.datasets.prepared.pictures import CuratedCaptions, PlanarPictures
+from fmri2img.datasets.prepared.pictures import CAPTIONS, CuratedCaptions, PlanarPictures
 from fmri2img.datasets.prepared.published_tars import TarSample, damaged, numbered_tars, read_samples
 from fmri2img.datasets.source import NamedSplit, SessionTrials
 from fmri2img.errors import InputError
@@ -105,6 +106,11 @@ class MindEye2Source:
         self.subjects = {name: self._subject(known_subject(name), last_session) for name in names}
         self._test = {name: frozenset(_ids(subject.test)) for name, subject in self.subjects.items()}
         self._notes: dict[str, str] = {}
+        self._last = last_session
+        digest = hashlib.sha256()
+        for subject in self.subjects.values():
+            digest.update(subject.train.tobytes() + subject.test.tobytes())
+        self._digest = digest.hexdigest()
         self.splits = self._splits()
 
     @property
@@ -114,6 +120,9 @@ class MindEye2Source:
             "release": "huggingface.co/datasets/pscotti/mindeyev2",
             "betas": "betas_all_subj0X_fp32_renorm.hdf5: nsdgeneral, func1pt8mm, betas_fithrf, z-scored by session "
             "by its authors, whose published code includes the test trials in mean and standard deviation",
+            "training_sessions": "all" if self._last is None else f"1 to {self._last}",
+            "captions": CAPTIONS if self._captions else "none",
+            "trials_sha256": self._digest,
         } | self._notes
 
     def picture(self, nsd_id: int) -> np.ndarray:

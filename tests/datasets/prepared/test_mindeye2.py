@@ -106,6 +106,14 @@ def test_the_first_sessions_need_only_their_tars(mindeye2: Any) -> None:
     mindeye2.check_source(source)
 
 
+def test_fewer_training_sessions_are_another_data_set(mindeye2: Any, tmp_path: Path) -> None:
+    build_dataset(
+        MindEye2Source(mindeye2.root, ["subj04"], last_session=2), tmp_path / "set", normalise="none"
+    )
+    with pytest.raises(InputError, match="exists already"):
+        build_dataset(MindEye2Source(mindeye2.root, ["subj04"]), tmp_path / "set", normalise="none")
+
+
 def test_only_rows_of_the_session_are_read(mindeye2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source, read = MindEye2Source(mindeye2.root, ["subj04"]), []
     original = h5py.Dataset.__getitem__
