@@ -6,8 +6,18 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fmri2img.trainer.objectives import contrastive_loss, regression_loss
+from fmri2img.trainer.objectives import (
+    Losses,
+    Mixing,
+    Place,
+    contrastive_loss,
+    decoder_loss,
+    draw_mixing,
+    regression_loss,
+)
+from fmri2img.trainer.objectives.settings import BiMixCo
 
 
 def by_hand(predicted: Tensor, target: Tensor, pictures: list[int], temperature: float) -> float:
@@ -104,3 +114,56 @@ def test_every_parameter_has_a_gradient_after_one_backward_and_learns_within_two
     # A space without regression has no use for the layer that predicts its features.
     idle = {f"branches.tone.contract.{kind}" for kind in ("weight", "bias")}
     assert {name for name, _ in fresh.named_parameters()} - moved == idle
+
+
+def test_regression_and_contrast_train_as_they_did_before_losses_had_kinds(processes: ModuleType) -> None:
+    """To the bit: the sum as it was written out when a space had one weight for each."""
+    made = processes.decoder()
+    loss = processes.losses(made, made, 0)
+    responses, features, pictures = processes.batch(0)
+    _, predicted, directions = made(responses)
+    total: Tensor | None = None
+    for name, regression, contrast in (("map", 1.0, 0.0), ("tone", 0.0, 0.7), ("words", 1.0, 0.3)):
+        target = (features[name].flatten(1) - 0.5) / 2.0
+        if regression:
+            term = functional.mse_loss(predicted[name], target) * regression
+            total = term if total is None else total + term
+        if contrast:
+            similarity = (
+                functional.normalize(directions[name], dim=1) @ functional.normalize(target, dim=1).T / 0.1
+            )
+            same = (pictures[:, None] == pictures[None, :]) & ~torch.eye(len(pictures), dtype=torch.bool)
+            similarity = similarity.masked_fill(same, float("-inf"))
+            own = torch.arange(len(pictures))
+            by_row, by_column = (functional.cross_entropy(s, own) for s in (similarity, similarity.T))
+            total = total + (by_row + by_column) / 2 * contrast * 1 if total is not None else None
+    assert total is not None and torch.equal(loss.backward, total + 0.0 * predicted["tone"].sum())
+    made.zero_grad()
+    loss.backward.backward()
+    found = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+    made.zero_grad()
+    (total + 0.0 * predicted["tone"].sum()).backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and torch.equal(found[name], parameter.grad), name
+
+
+def test_targets_are_mixed_as_the_responses_were(processes: ModuleType) -> None:
+    # Published code mixes responses but not the targets of its regressions and low-level losses.
+    made = processes.decoder()
+    _, features, pictures = processes.batch(0)
+    mixing = draw_mixing(
+        BiMixCo(mixed=1.0), dict.fromkeys(processes.VOXELS, processes.ROWS), range(4), seed=0, step=0
+    )
+    mixed = {name: mixing.mix(made.branch(name).standardise(value)) for name, value in features.items()}
+    kinds = Losses.model_validate({"mse": {}, "cosine": {}, "l1": {}, "soft_contrastive": {}, "softclip": {}})
+    spaces = {"words": kinds}
+    outputs = torch.zeros(len(pictures), 1), mixed, mixed
+
+    def terms(with_mixing: Mixing | None) -> dict[str, float]:
+        loss = decoder_loss(made, outputs, features, pictures, spaces, place=Place(0, 1), mixing=with_mixing)
+        return {name: float(value) for name, value in loss.terms.items()}
+
+    right, wrong = terms(mixing), terms(None)
+    assert right["words/mse"] == right["words/l1"] == 0
+    assert right["words/cosine"] == pytest.approx(0, abs=1e-6)
+    assert all(wrong[name] > right[name] + 0.01 for name in right)
