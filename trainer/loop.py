@@ -24,9 +24,10 @@ from fmri2img.trainer.objectives import (
     decoder_loss,
     draw_mixing,
 )
+from fmri2img.trainer.saving import Saver
 from fmri2img.trainer.schedules import learning_rate
 from fmri2img.trainer.seeds import derive_seed
-from fmri2img.trainer.state import Best, Identity, save
+from fmri2img.trainer.state import Best, Identity
 from fmri2img.trainer.validation import Metrics, TimeShare, validate
 from fmri2img.trainer.watch import Watch, memory_mb
 
@@ -55,7 +56,15 @@ def train(job: Job, *, first_step: int) -> Path:
 
     Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term.
     """
-    config, engine, best = job.config, job.engine, job.best
+    saver = Saver(job.run, job.engine, job.identity, keep=job.config.keep)
+    try:
+        return _train(job, saver, first_step)
+    finally:
+        saver.join()  # what was trained up to its step is kept, whatever happened after
+
+
+def _train(job: Job, saver: Saver, first_step: int) -> Path:
+    config, best = job.config, job.best
     share = TimeShare(config.validate_share)
     metrics = job.metrics
     if first_step == 0:
@@ -82,11 +91,11 @@ def train(job: Job, *, first_step: int) -> Path:
             with share.counted():
                 metrics = _validate(job, done, best)
         if done % config.checkpoint_every == 0 and done < config.steps:
-            save(job.run, done, engine, job.identity, metrics=metrics, keep=config.keep, best=best)
-    return _save_final(job, metrics, best)
+            saver.save(done, metrics=metrics, best=best)
+    return _save_final(job, saver, metrics, best)
 
 
-def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
+def _save_final(job: Job, saver: Saver, metrics: Metrics, best: Best) -> Path:
     """Commit the last step; the model is the last, the best or the averaged one, finished by `job.finish`."""
     model = job.engine.model_tensors()
     if job.config.select == "best" and best.step >= 0:
@@ -95,15 +104,9 @@ def _save_final(job: Job, metrics: Metrics, best: Best) -> Path:
     if job.config.select == "ema":
         model = job.engine.ema_tensors()
     files = {MODEL_NAME: model} if job.finish is None else job.finish(model)
-    return save(
-        job.run,
-        job.config.steps,
-        job.engine,
-        job.identity,
-        metrics=metrics,
-        keep=job.config.keep,
-        finished=files,
-    )
+    path = saver.save(job.config.steps, metrics=metrics, finished=files)
+    saver.wait()
+    return path
 
 
 def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:

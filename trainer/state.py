@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from torch import Tensor
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import InputError
 from fmri2img.files import digest_json, write_json
-from fmri2img.trainer.collectives import broadcast_object, fail_together, rank
-from fmri2img.trainer.engines import Engine
 
 OPTIMISER = "state/optimiser.safetensors"
 EMA = "ema.safetensors"
@@ -46,50 +43,6 @@ class Best:
 def checkpoints_of(run: Path) -> Path:
     """Where the step folders of a run lie."""
     return run / schema.CHECKPOINTS_FOLDER
-
-
-def save(
-    run: Path,
-    step: int,
-    engine: Engine,
-    identity: Identity,
-    *,
-    metrics: Mapping[str, float],
-    keep: int,
-    finished: Mapping[str, Mapping[str, Tensor]] | None = None,
-    best: Best | None = None,
-) -> Path:
-    """Commit `step-...` with the whole model and the state to resume from. Collective: all ranks or none.
-
-    `finished` are the files of the finished model, where it differs from the engine's weights (best step, alignment).
-    """
-    tensors = engine.model_tensors()
-    moments = engine.optimiser_tensors()
-    averaged = engine.ema_tensors()
-    token = broadcast_object(schema.new_token())
-    folder = checkpoints_of(run)
-    final = schema.step_path(folder, step)
-    error: Exception | None = None
-    if rank() == 0:
-        try:
-            files: dict[str, Mapping[str, Tensor]] = dict(finished or {schema.MODEL_NAME: tensors})
-            files[OPTIMISER] = moments
-            if averaged:
-                files[EMA] = averaged
-            if finished is not None:
-                files["state/model.safetensors"] = tensors
-            position: dict[str, Any] = {}
-            if best is not None and best.step >= 0:
-                position["best"] = {"loss": best.loss, "step": best.step}
-                if best.tensors:
-                    files[BEST] = best.tensors
-            write_step(folder, step, token, files, identity, metrics=metrics, position=position)
-            _forget_old(folder, keep)
-        except Exception as caught:  # told to all ranks by the next line
-            error = caught
-            schema.discard(schema.staging_path(folder, step, token))
-    fail_together(error)
-    return final
 
 
 def write_step(
@@ -128,12 +81,6 @@ def write_step(
         files = {**draft.files, **schema.file_records(staging, [schema.CARD_NAME])}
         manifest = draft.model_copy(update={"files": files})
         return schema.commit(staging, schema.step_path(folder, step), manifest)
-
-
-def _forget_old(folder: Path, keep: int) -> None:
-    steps = sorted(path for path in folder.iterdir() if schema.parse_step(path.name) is not None)
-    for path in steps[:-keep]:
-        shutil.rmtree(path)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Windows:
 
 @pytest.fixture
 def windows(tmp_path: Path) -> Path:
-    path = build_dataset(Windows(), tmp_path / "data").path  # type: ignore[arg-type]  # sessions are a tuple
+    path = build_dataset(Windows(), tmp_path / "data").path
     spaces: dict[str, Pixels | CaptionWords] = {"pixels-2": Pixels(size=2), "words": CaptionWords(size=8)}
     for name, extractor in spaces.items():
         told = extractor.model_dump(mode="json")
