@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ PNG_LEVEL = 1
 AT_ONCE = 32
 """Pictures in memory as pixels while they are encoded."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+npy_header = lru_cache(header)
 
 
 @dataclass
@@ -61,7 +64,7 @@ class ResponsesColumn:
             self.checks.append([crc32(trial.data) for trial in betas])
             trials = [self._trial(position) for position in positions.tolist()]
             record = canonical_json({"nsd_id": int(spill.nsd_id[positions[0]]), "trials": trials})
-            yield key, {BETAS: (header(betas.shape, betas.dtype), betas.data.cast("B")), "json": record}
+            yield key, {BETAS: (npy_header(betas.shape, betas.dtype), betas.data.cast("B")), "json": record}
 
     def extra(self) -> dict[str, np.ndarray]:
         """The per-sample arrays of its index, once the samples are written."""

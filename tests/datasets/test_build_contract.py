@@ -277,7 +277,8 @@ def test_an_entry_without_new_keys_has_the_json_it_had_before(tiny: Dataset, tmp
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # WebDataset leaves its files to the collector
 def test_tars_are_byte_for_byte_those_of_webdataset(tmp_path: Path) -> None:
-    samples = [(f"s{i}", {"json": b"{}" * i, "a.npy": bytes(range(256)) * (i + 1)}) for i in range(40)]
+    keys = [f"subj01_nsd{i:05d}{'-' * (i % 70)}" for i in range(140)]
+    samples = [(key, {"json": b"{}" * i, "a.npy": bytes(range(256)) * i}) for i, key in enumerate(keys)]
     ours = write_column(tmp_path, "subj01/train-00000", "responses", samples)
     with webdataset.TarWriter(
         str(tmp_path / "theirs.tar"), encoder=False, user="fmri2img", group="fmri2img", mtime=0
@@ -285,3 +286,9 @@ def test_tars_are_byte_for_byte_those_of_webdataset(tmp_path: Path) -> None:
         for key, payloads in samples:
             tar.write({"__key__": key, **{name: payloads[name] for name in sorted(payloads)}})
     assert (tmp_path / ours.file).read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_what_a_tar_header_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not fit the header of a tar"):
+        write_column(tmp_path, "subj01/train-00000", "responses", [("k" * 100, {"json": b""})])
+    assert not list(tmp_path.rglob("*.*"))
