@@ -48,34 +48,56 @@ def describe(step: int, files: dict[str, FileRecord]) -> CheckpointManifest:
     )
 
 
-def write_files(staging: Path, step: int, scale: float = 1.0) -> dict[str, FileRecord]:
-    """What two ranks write: the model and the config by one, a part of the optimiser state by each."""
+def write_files(
+    staging: Path, step: int, scale: float = 1.0, optional: bool = False
+) -> dict[str, FileRecord]:
+    """What two ranks write: the model and the config by one, a part of the optimiser state by each.
+
+    No file of another `scale` is the same. `optional` adds averaged weights and latents of trials.
+    """
     tensors = {
         "heads.subj02.weight": scale * torch.arange(6.0).reshape(2, 3),
         "heads.subj03.weight": scale * torch.arange(4.0).reshape(2, 2),
         "backbone.bias": torch.full((2,), float(step)),
     }
     save_tensors(staging / "model.safetensors", tensors, {"step": str(step)})
-    (staging / "config.json").write_text(json.dumps({"lanes": 2}))
-    (staging / "README.md").write_text(
-        model_card(describe(step, {"x": FileRecord(bytes=0, sha256="0" * 64)}))
-    )
-    records = file_records(staging, ["model.safetensors", "config.json", "README.md"])
+    names = ["model.safetensors", "config.json"]
+    if optional:
+        save_tensors(staging / "ema.safetensors", {name: value / 2 for name, value in tensors.items()})
+        save_tensors(staging / "trials.safetensors", {"subj02.latent": scale * torch.ones(5, 2)})
+        names += ["ema.safetensors", "trials.safetensors"]
+    config: dict[str, float] = {"lanes": 2} if scale == 1 else {"lanes": 2, "scale": scale}
+    (staging / "config.json").write_text(json.dumps(config))
+    records = file_records(staging, names)
+    card = describe(step, records).model_copy(update={"metrics": {"loss": 0.5 * scale}})
+    (staging / "README.md").write_text(model_card(card))
+    records |= file_records(staging, ["README.md"])
     for rank in range(2):
         name = f"state/rank-{rank}.safetensors"
-        save_tensors(staging / name, {"exp_avg": torch.full((2,), float(rank))})
+        save_tensors(staging / name, {"exp_avg": torch.full((2,), rank * scale + scale - 1)})
         records |= file_records(staging, [name])
     return records
 
 
-@pytest.fixture
-def committed(tmp_path: Path) -> Commit:
-    """Commit a checkpoint of a step into `tmp_path/run/checkpoints` and return its folder."""
+@pytest.fixture(scope="session")
+def commit_into() -> Commit:
+    """Commit a checkpoint of a step into `run/checkpoints` and return its folder."""
 
-    def make(step: int = 10, scale: float = 1.0) -> Path:
-        folder = tmp_path / "run" / "checkpoints"
+    def make(run: Path, step: int = 10, scale: float = 1.0, *, optional: bool = False) -> Path:
+        folder = run / "checkpoints"
         staging = stage(folder, step, new_token())
-        return commit(staging, step_path(folder, step), describe(step, write_files(staging, step, scale)))
+        files = write_files(staging, step, scale, optional)
+        return commit(staging, step_path(folder, step), describe(step, files))
+
+    return make
+
+
+@pytest.fixture
+def committed(commit_into: Commit, tmp_path: Path) -> Commit:
+    """`commit_into` the run folder `tmp_path/run`."""
+
+    def make(step: int = 10, scale: float = 1.0, *, run: str = "run", **settings: bool) -> Path:
+        return commit_into(tmp_path / run, step, scale, **settings)
 
     return make
 

@@ -10,7 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from fmri2img.checkpoints_schema import (
+    EMA_NAME,
     SCHEMA_VERSION,
+    TRIALS_NAME,
     CheckpointManifest,
     FileRecord,
     check_subjects,
@@ -68,6 +70,24 @@ def test_the_golden_folder_of_v1_loads() -> None:
     assert torch.equal(tensors["heads.subj02.weight"], torch.arange(6.0).reshape(2, 3))
     assert torch.equal(tensors["backbone.bias"], torch.full((2,), 12000.0))
     assert torch.equal(load_tensors(folder, "state/rank-1.safetensors")["exp_avg"], torch.ones(2))
+
+
+def test_a_golden_folder_of_v1_with_optional_files_loads_and_unknown_ones_are_left_alone() -> None:
+    folder = GOLDEN / "v1-optional"
+    assert verify(folder) == []
+    files = set(resolve(folder).manifest.files)
+    assert files - set(read_manifest(GOLDEN / "v1").files) == {EMA_NAME, TRIALS_NAME, "probe.bin"}
+    whole = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(load_tensors(folder)["heads.subj02.weight"], whole)
+    assert torch.equal(load_tensors(folder, EMA_NAME)["heads.subj02.weight"], whole / 2)
+    assert torch.equal(load_tensors(folder, TRIALS_NAME)["subj02.latent"], torch.ones(5, 2))
+
+
+def test_the_card_names_the_optional_files_that_are_there() -> None:
+    card = model_card(read_manifest(GOLDEN / "v1-optional"))
+    assert "`ema.safetensors` holds the weights averaged over the steps of training." in card
+    assert "`trials.safetensors` holds the latents of single training trials" in card
+    assert "ema.safetensors" not in model_card(read_manifest(GOLDEN / "v1"))
 
 
 def test_a_newer_version_is_refused_with_the_way_out(tmp_path: Path, manifest: CheckpointManifest) -> None:
