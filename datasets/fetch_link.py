@@ -131,18 +131,15 @@ def status_of(error: BaseException) -> int | None:
 @lru_cache
 def _link_errors() -> tuple[type[BaseException], ...]:
     import aiohttp
-    import httpx
     from botocore import exceptions as botocore  # type: ignore[import-untyped, unused-ignore]
     from fsspec.exceptions import FSTimeoutError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    own = (OSError, TimeoutError, FSTimeoutError)
-    return (
-        *own,
-        aiohttp.ClientError,
-        httpx.TransportError,
-        botocore.HTTPClientError,
-        botocore.ConnectionError,
-    )
+    hub = HfHubHTTPError.__bases__[
+        0
+    ]  # HTTPError of the library that the hub's client uses: one, later another
+    own = (OSError, TimeoutError, FSTimeoutError, hub)
+    return (*own, aiohttp.ClientError, botocore.HTTPClientError, botocore.ConnectionError)
 
 
 def _offline(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,12 +114,21 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve(body=True)
 
+    def do_POST(self) -> None:
+        self._serve(body=True)
+
     def _serve(self, *, body: bool) -> None:
         state, address = self.state, urlsplit(self.path)
         path, query = unquote(address.path).strip("/"), parse_qs(address.query)
         if state.dead:
             self._record(Request(self.command, path))
             return self._hang_up()
+        if path.startswith("api/"):
+            form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+            self._record(Request(self.command, path))
+            answer = _hub(state, path, form, recursive=query.get("recursive") in (["True"], ["true"]))
+            return self._answer(404 if answer is None else 200, json.dumps(answer or {}), "application/json")
+        path = path.replace("/resolve/main/", "/")
         if "list-type" in query:
             return self._answer(200, _listing(state, path, query), "application/xml")
         if path not in state.files:
@@ -220,6 +230,44 @@ def _listing(state: Server, path: str, query: dict[str, list[str]]) -> str:
         f"<ListBucketResult><Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(keys)}</KeyCount>"
         f"<MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>{''.join(keys)}{common}</ListBucketResult>"
     )
+
+
+def _hub(state: Server, path: str, form: dict[str, list[str]], *, recursive: bool) -> Any:
+    """What the Hugging Face hub says of the repository `datasets/OWNER/NAME`: that it is there, and its files."""
+    if not path.startswith("api/datasets/"):
+        return None
+    _, kind, owner, name, *rest = path.split("/")
+    repository = f"{kind}/{owner}/{name}/"
+    keys = sorted(key.removeprefix(repository) for key in state.files if key.startswith(repository))
+    if not keys:
+        return None
+    if not rest or rest[0] == "revision":
+        return {"id": f"{owner}/{name}", "sha": "0" * 40, "siblings": []}
+    if rest[0] == "paths-info":
+        return [_hub_file(state, repository, key) for key in keys if key in form.get("paths", [])]
+    folder = "/".join(rest[2:])  # after tree and the revision
+    inside = [key for key in keys if key.startswith(f"{folder}/" if folder else "")]
+    files = [key for key in inside if recursive or "/" not in key.removeprefix(folder).strip("/")]
+    entries = [_hub_file(state, repository, key) for key in files]
+    for key in inside:
+        step = key.removeprefix(folder).strip("/").partition("/")
+        if step[1] and not recursive:
+            entry = {
+                "type": "directory",
+                "path": f"{folder}/{step[0]}".strip("/"),
+                "oid": "1" * 40,
+                "size": 0,
+            }
+            entries += [entry] if entry not in entries else []
+    return entries or None
+
+
+def _hub_file(state: Server, repository: str, key: str) -> dict[str, Any]:
+    data = state.files[repository + key]
+    entry: dict[str, Any] = {"type": "file", "path": key, "size": len(data), "oid": "2" * 40}
+    if len(data) > 2000:  # large files alone have a sha256
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return entry
 
 
 @pytest.fixture(scope="session")
