@@ -61,8 +61,7 @@ class Workshop:
 
     def record(self, kind: str, name: str, **what: Any) -> None:
         """Note a piece of work that is finished and on disk."""
-        os.write(self._journal, _line({"kind": kind, "name": name} | what))
-        os.fsync(self._journal)
+        _append(self._journal, {"kind": kind, "name": name} | what)
         self.done[kind, name] = what
 
     def commit(self) -> None:
@@ -88,8 +87,7 @@ class Workshop:
         journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(journal, good)
         if not good:
-            os.write(journal, _line({"kind": "build", "name": "", "identity": identity}))
-            os.fsync(journal)
+            _append(journal, {"kind": "build", "name": "", "identity": identity})
             fsync_folder(self.folder)
         for record in records[1:]:
             self.done[record.pop("kind"), record.pop("name")] = record
@@ -134,6 +132,13 @@ def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
         records.append(record)
         good += len(line)
     return records, good
+
+
+def _append(journal: int, record: dict[str, Any]) -> None:
+    line = memoryview(_line(record))
+    while line:  # a disk that is nearly full takes a part, and then says so
+        line = line[os.write(journal, line) :]
+    os.fsync(journal)
 
 
 def _line(record: dict[str, Any]) -> bytes:

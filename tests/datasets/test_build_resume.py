@@ -290,6 +290,29 @@ def test_a_full_disk_is_one_clear_error_and_the_command_goes_on(
     assert contents(dataset.path) == contents(build_dataset(make_source(), tmp_path / "whole").path)
 
 
+def test_a_line_of_the_journal_that_did_not_fit_counts_as_not_done(
+    tmp_path: Path, make_source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = []
+
+    def nearly_full(descriptor: int, data: memoryview) -> int:
+        lines.append(len(data))
+        if len(lines) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[:20] if len(lines) == 5 else data)
+
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("fmri2img.datasets.journal.os.write", nearly_full)
+        with pytest.raises(Fmri2imgError, match="No space is left for"):
+            build_dataset(make_source(), tmp_path / "set")
+    journal = workshop_path(tmp_path / "set") / "journal.jsonl"
+    assert journal.read_bytes().count(b"\n") == 4
+    assert lines[5] == lines[4] - 20
+    build_dataset(make_source(), tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(build_dataset(make_source(), tmp_path / "whole").path)
+
+
 def test_a_limit_of_the_file_size_is_told_like_a_full_disk(tmp_path: Path, make_source: Any) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
