@@ -13,19 +13,20 @@ from fmri2img.checkpoints_schema import MODEL_NAME
 from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.trainer.batches import Batch, BatchLoader
-from fmri2img.trainer.collectives import mean_over_ranks, rank, world_size
+from fmri2img.trainer.collectives import gather_objects, mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
 from fmri2img.trainer.engines import Engine
 from fmri2img.trainer.objectives import (
     MicroBatches,
     Mixing,
+    Outputs,
     Place,
     active_mixing,
     decoder_loss,
     draw_mixing,
 )
 from fmri2img.trainer.saving import Saver
-from fmri2img.trainer.schedules import learning_rate
+from fmri2img.trainer.schedules import learning_rate, part_rates
 from fmri2img.trainer.seeds import derive_seed
 from fmri2img.trainer.state import Best, Identity
 from fmri2img.trainer.validation import Metrics, TimeShare, validate
@@ -82,6 +83,10 @@ def _train(job: Job, saver: Saver, first_step: int) -> Path:
                     **{f"train/{name}": value for name, value in terms.items()},
                     "train/gradient_norm": norm,
                     "train/learning_rate": rate,
+                    **{
+                        f"train/learning_rate/{part}": value
+                        for part, value in part_rates(config, batch.step).items()
+                    },
                     "speed/samples_per_second": config.global_batch / seconds,
                     "speed/data_wait_share": batch.waited / seconds,
                     "memory/peak_mb": memory_mb(),
@@ -133,8 +138,9 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
     for name, value in terms.items():
         if not math.isfinite(value):
             raise Fmri2imgError(
-                f"step {batch.step}: the loss {name} is {value}: nothing of this step was applied; "
-                "lower learning_rate or check the data, then run the same command to go on from the last checkpoint"
+                f"step {batch.step}: the loss {name} is {value}{_where(batch, outputs)}: nothing of this step was "
+                "applied; lower learning_rate or check the data, then run the same command to go on from the last "
+                "checkpoint"
             )
     micro.backward(loss.backward)
     rate = learning_rate(config, batch.step)
@@ -145,6 +151,22 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
             "lower learning_rate, then run the same command to go on from the last checkpoint"
         )
     return {"loss": loss.total(terms), **terms}, norm, rate
+
+
+def _where(batch: Batch, outputs: Outputs) -> str:
+    """What is not finite in a batch whose loss is not: the first of responses, features, predictions. Collective."""
+    rows = torch.cat([torch.full((len(x),), n) for n, x in enumerate(batch.responses.values())])
+    subjects, found = list(batch.responses), [set[str](), set[str](), set[str]()]
+    found[0] = {name for name, values in batch.responses.items() if not values.isfinite().all()}
+    found[1] = {name for name, values in batch.features.items() if not values.isfinite().all()}
+    for values in (outputs[0], *outputs[1].values(), *outputs[2].values()):
+        bad = ~values.detach().isfinite().flatten(1).all(1).cpu()
+        found[2] |= {subjects[n] for n in rows[bad].unique().tolist()}
+    everywhere = [set().union(*sets) for sets in zip(*gather_objects(found), strict=True)]
+    for what, names in zip(("responses", "features", "predictions"), everywhere, strict=True):
+        if names:
+            return f", from {what} of {', '.join(sorted(names))} that are not finite"
+    return ""
 
 
 def _mixing(job: Job, batch: Batch, place: Place) -> Mixing | None:

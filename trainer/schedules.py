@@ -24,3 +24,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
         return peak
     share = min(1.0, (step - warmup) / max(1.0, config.steps - 1 - warmup))
     return peak * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def part_rates(config: TrainingConfig, step: int) -> dict[str, float]:
+    """The rate of each part of the decoder that `rates` gives a share of its own, at a step counted from 0."""
+    return {part: share * learning_rate(config, step) for part, share in sorted(config.rates.items())}

@@ -206,8 +206,13 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     runs = []
     for stage in (2, 3):
         recipe = copy.deepcopy(RECIPE)
-        recipe["pretraining"].update(zero_stage=stage, steps=6, keep=9)
+        recipe["pretraining"].update(zero_stage=stage, steps=6, keep=9, micro_batches=2)
         recipe["decoder"]["dropout"] = 0.0  # each rank drops units of its own
+        recipe["spaces"]["words"]["losses"] = {
+            "mse": {},
+            "bimixco": {"weight": 0.3, "temperature": 0.1, "mixed": 1.0, "end": 0.5},
+            "softclip": {"weight": 0.3, "temperature": 0.1, "final_temperature": 0.2, "begin": 0.5},
+        }
         run = {"recipe": recipe, "data": str(data), "subjects": ["subj01", "subj02"]}
         straight, again = str(folder / f"straight-{stage}"), str(folder / f"again-{stage}")
         runs.append({"spec": {**run, "run": straight}, "again": again, "first": "step-00000002"})

@@ -50,10 +50,38 @@ def test_a_response_that_is_no_number_stops_the_run_with_step_and_term(
         return batch
 
     monkeypatch.setattr(BatchLoader, "read", damaged)
-    with pytest.raises(Fmri2imgError, match=r"step 5: the loss pixels-2/mse is nan") as caught:
+    with pytest.raises(
+        Fmri2imgError, match=r"step 5: the loss pixels-2/mse is nan, from responses of subj01"
+    ) as caught:
         finetune(spec("run"))
     assert "\n" not in str(caught.value)
     nothing_half_written(Path(spec("run").run), [2, 4])
+
+
+def test_features_and_predictions_that_are_no_numbers_are_named_too(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = BatchLoader.read
+
+    def damaged(self: BatchLoader, step: int) -> Batch:
+        batch = read(self, step)
+        batch.features["words"][0] = math.inf
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLoader, "read", damaged)
+        with pytest.raises(Fmri2imgError, match=r"words/mse is (nan|inf), from features of words"):
+            finetune(spec("features"))
+
+    def huge(self: BatchLoader, step: int) -> Batch:
+        batch = read(self, step)
+        values = batch.responses["subj02"].float()
+        batch.responses["subj02"] = values / values.abs().max() * 3e38
+        return batch
+
+    monkeypatch.setattr(BatchLoader, "read", huge)
+    with pytest.raises(Fmri2imgError, match=r"is (nan|inf), from predictions of subj02 that are not"):
+        pretrain(spec("predictions", PAIR))
 
 
 def test_a_run_stopped_by_a_bad_batch_goes_on_when_the_data_are_good(

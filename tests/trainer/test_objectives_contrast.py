@@ -171,11 +171,11 @@ def test_softclip_at_the_published_temperature_is_finite_in_float32() -> None:
 
 def test_soft_contrast_of_maps_is_softclip_between_their_positions() -> None:
     predicted, target, teacher = (rows(12, 5, seed).reshape(2, 2, 3, 5) for seed in range(3))
-    flat = [maps.reshape(12, 5) for maps in (predicted, target, teacher)]
+    one, other, third = (maps.reshape(12, 5) for maps in (predicted, target, teacher))
     found = soft_contrastive_loss(predicted, target, temperature=0.2, teacher=teacher)
-    assert float(found) == pytest.approx(softclip_by_hand(*flat, 0.2), rel=1e-12)
+    assert float(found) == pytest.approx(softclip_by_hand(one, other, third, 0.2), rel=1e-12)
     alone = soft_contrastive_loss(predicted, target, temperature=0.2)
-    assert float(alone) == pytest.approx(softclip_by_hand(flat[0], flat[1], flat[1], 0.2), rel=1e-12)
+    assert float(alone) == pytest.approx(softclip_by_hand(one, other, other, 0.2), rel=1e-12)
 
 
 def test_regressions_are_what_they_are_called() -> None:

@@ -1,12 +1,17 @@
 """Learning rates and seeds as closed forms of the step and of names."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmri2img.trainer.config import TrainingConfig
-from fmri2img.trainer.schedules import learning_rate
+from fmri2img.trainer.schedules import learning_rate, part_rates
 from fmri2img.trainer.seeds import derive_seed
+from fmri2img.trainer.stages import finetune
+from fmri2img.trainer.watch import read_records
 
 
 def rates(schedule: str, *, steps: int = 11, warmup: float = 0.0, peak: float = 2.0) -> list[float]:
@@ -48,6 +53,37 @@ def test_the_rate_knows_nothing_of_workers_lanes_or_batch() -> None:
     one = TrainingConfig(steps=50, lanes=1, global_batch=8)
     other = TrainingConfig(steps=50, lanes=8, global_batch=96, zero_stage=3)
     assert [learning_rate(one, s) for s in range(50)] == [learning_rate(other, s) for s in range(50)]
+
+
+def test_the_rate_of_a_part_is_its_share_of_the_runs_at_every_step() -> None:
+    config = TrainingConfig(steps=20, rates={"heads": 0.5, "branches": 2.0})
+    for step in range(20):
+        whole = learning_rate(config, step)
+        assert part_rates(config, step) == {"branches": 2.0 * whole, "heads": 0.5 * whole}
+    assert part_rates(TrainingConfig(), 3) == {}
+
+
+@pytest.mark.parametrize(
+    "other", [{"lanes": 1}, {"micro_batches": 2}, {"zero_stage": 3}, {"validate_every": 1}]
+)
+def test_a_run_has_its_rate_at_a_step_however_it_is_split_or_resumed(
+    spec: Callable[..., Any], faults: Any, killed: type[BaseException], other: dict[str, Any]
+) -> None:
+    def told(run: str) -> list[tuple[int, float, float]]:
+        names = ("step", "train/learning_rate", "train/learning_rate/heads")
+        records = [record for record in read_records(Path(spec(run).run)) if "train/loss" in record]
+        return [tuple(record[name] for name in names) for record in records]  # type: ignore[misc]
+
+    rates = {"rates": {"heads": 0.5}}
+    finetune(spec("plain", **rates))
+    truth = TrainingConfig.model_validate(spec("plain", **rates).recipe["finetuning"])
+    assert told("plain") == [
+        (s + 1, learning_rate(truth, s), 0.5 * learning_rate(truth, s)) for s in range(8)
+    ]
+    with pytest.raises(killed):
+        finetune(spec("other", **rates, **other), listener=faults.kill_at(5))
+    finetune(spec("other", **rates, **other))
+    assert told("other") == told("plain")
 
 
 def test_seeds_are_the_same_on_every_machine_and_for_ever() -> None:
