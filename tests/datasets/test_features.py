@@ -162,7 +162,9 @@ add_feature_space(
 
 
 def test_a_process_that_is_killed_is_taken_up_by_the_next(tiny: Dataset, built: Path, tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny.path)], capture_output=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-P", "-c", KILLED, str(tiny.path)], capture_output=True, check=False
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     job = Dies(at=0)
     dataset = add_feature_space(tiny.path, **TONE, compute=job)
