@@ -1,9 +1,12 @@
 """When a loss counts and how much, as closed forms of the step; what a recipe may say of losses, and what not."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from fmri2img.trainer.config import Recipe, SpaceConfig, TrainingConfig
@@ -118,6 +121,16 @@ def test_losses_that_cannot_train_are_refused(spaces: dict[str, Any], said: str)
 
 def test_losses_may_overlap_and_leave_each_other() -> None:
     recipe(a={"bimixco": {"end": 0.33}, "softclip": {"begin": 0.33}}, b={"l1": {"begin": 0.5}})
+
+
+def test_the_example_of_the_documentation_is_a_recipe() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training-objectives.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (space,) = yaml.safe_load(example)["spaces"].values()
+    losses = SpaceConfig.model_validate(space).losses
+    assert losses == Losses.model_validate({"mse": {}, "bimixco": {"end": 0.33}, "softclip": {"begin": 0.33}})
+    for kind in Losses.model_fields:
+        assert f"| `{kind}` |" in text
 
 
 def test_picking_the_best_by_the_clock_is_refused() -> None:

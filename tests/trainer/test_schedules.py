@@ -72,7 +72,7 @@ def test_a_run_has_its_rate_at_a_step_however_it_is_split_or_resumed(
     def told(run: str) -> list[tuple[int, float, float]]:
         names = ("step", "train/learning_rate", "train/learning_rate/heads")
         records = [record for record in read_records(Path(spec(run).run)) if "train/loss" in record]
-        return [tuple(record[name] for name in names) for record in records]  # type: ignore[misc]
+        return [tuple(record[name] for name in names) for record in records]
 
     rates = {"rates": {"heads": 0.5}}
     finetune(spec("plain", **rates))
