@@ -105,9 +105,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         global_batch=config.global_batch,
         lanes=config.lanes,
     )
-    loader = BatchLoader(
-        material.dataset, material.tables, plan, list(recipe.spaces), rank=0, world_size=1, seed=0
-    )
+    whose: dict[str, Any] = {"rank": 0, "world_size": 1, "seed": 0, "noise": 0.0}
+    loader = BatchLoader(material.dataset, material.tables, plan, list(recipe.spaces), **whose)
     batches = list(loader.batches(0, arguments.steps))
     blocks: dict[str, list[float]] = {"ours": [], "plain": []}
     waits = []
@@ -135,6 +134,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def checkpoint_stall(recipe: Recipe, voxels: Any, spaces: Any, folder: Path) -> dict[str, float]:
     """How long a save keeps the loop, and how long the writing behind it takes."""
+    from fmri2img.checkpoints_schema import FeatureSpaceRecord, SubjectRecord
     from fmri2img.trainer.engines import AccelerateEngine
     from fmri2img.trainer.saving import Saver
     from fmri2img.trainer.state import Identity
@@ -145,7 +145,15 @@ def checkpoint_stall(recipe: Recipe, voxels: Any, spaces: Any, folder: Path) -> 
     engine.backward(latent.sum() + sum(value.sum() for value in features.values()))
     engine.step(1e-6)
     size = sum(p.numel() for p in decoder.parameters()) * 4 / 1e9
-    saver = Saver(folder / "saved", engine, Identity({}, recipe.name, {}, {}), keep=1)
+    people = {
+        name: SubjectRecord(voxels=width, dataset="benchmark", fingerprint="0" * 64)
+        for name, width in voxels.items()
+    }
+    told = {
+        name: FeatureSpaceRecord(shape=space.shape, dtype="float32", extractor={})
+        for name, space in spaces.items()
+    }
+    saver = Saver(folder / "saved", engine, Identity({}, recipe.name, people, told), keep=1)
     stalls, writes = [], []
     for step in range(1, 4):
         started = time.perf_counter()
