@@ -24,7 +24,8 @@ class BuildMindEye2:
     captions: Path | None = None
     """COCO_73k_annots_curated.npy; the one in --root otherwise, if it is there"""
     normalise: Literal["none", "session", "pooled"] = "none"
-    """the betas come z-scored by session, test trials included; session or pooled does it again from training trials"""
+    """the betas come z-scored by session, by published code that counts test trials in; session or pooled does it
+    again from training trials"""
     samples_per_shard: int = 64
     """pictures of one subject in a shard"""
 
