@@ -34,6 +34,16 @@ from fmri2img.datasets.nsd.betas import read_betas
 SHAPE = (81, 104, 83)
 VOXELS = 15_724
 SUBJECT = "subj01"
+WATCH = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+times = {"wall_s": time.perf_counter() - started, "user_s": usage.ru_utime, "system_s": usage.ru_stime}
+print(json.dumps({k: round(v, 1) for k, v in times.items()} | {"peak_rss_mb": round(usage.ru_maxrss / 1024)}))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Runs a command and prints what it took."""
 
 
 def generator() -> ModuleType:
@@ -73,7 +83,7 @@ def make(folder: Path) -> Any:
     """The release in `folder`, made if it is not there."""
     module = generator()
 
-    class Full(module.Release):  # type: ignore[misc, name-defined]
+    class Full(module.Release):  # type: ignore[name-defined]
         @cached_property
         def pool(self) -> list[np.ndarray]:
             return [texture(np.random.default_rng(n), self.side) for n in range(64)]
@@ -126,17 +136,11 @@ def build(release: Path, out: Path) -> dict[str, Any]:
         "--subjects",
         SUBJECT,
     ]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return {
-        "wall_s": round(time.perf_counter() - started, 1),
-        "user_s": round(usage.ru_utime, 1),
-        "system_s": round(usage.ru_stime, 1),
-        "peak_rss_mb": round(usage.ru_maxrss / 1024),
+    # A process counts the memory of the one that started it as its own peak, so a small one does that.
+    done = subprocess.run([sys.executable, "-c", WATCH, *command], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout) | {
         "release_mb": size(release) >> 20,
         "data_set_mb": size(out) >> 20,
         "of_these_responses_mb": sum(p.stat().st_size for p in out.rglob("*.responses.tar")) >> 20,
@@ -170,7 +174,7 @@ def dense(release: Any, folder: Path) -> dict[str, Any]:
         seconds, betas = timed(lambda: read_betas(path, SHAPE, positions, trials=750), folder)  # noqa: B023
         report[form] = {"seconds": seconds, "file_mb": path.stat().st_size >> 20}
         found.append(betas)
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
     shutil.rmtree(folder)
     return report
 
