@@ -53,7 +53,7 @@ from fmri2img.checkpoints_schema.read import (
     verify,
 )
 from fmri2img.checkpoints_schema.report import Checked, check, describe, left_behind
-from fmri2img.checkpoints_schema.subjects import check_subjects, other_data
+from fmri2img.checkpoints_schema.subjects import check_data, check_subjects, other_data
 from fmri2img.checkpoints_schema.tensors import load_tensors, save_tensors, tensor_table
 from fmri2img.checkpoints_schema.upgrade import upgrade
 
@@ -80,6 +80,7 @@ __all__ = [
     "SubjectRecord",
     "attempt",
     "check",
+    "check_data",
     "check_subjects",
     "clean_stale",
     "commit",

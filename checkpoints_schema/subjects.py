@@ -49,5 +49,31 @@ def other_data(manifest: CheckpointManifest, fingerprints: Mapping[str, str]) ->
     )
 
 
+def check_data(
+    manifest: CheckpointManifest,
+    fingerprints: Mapping[str, str],
+    *,
+    checkpoint: str = "the checkpoint",
+    data: str = "the data set",
+) -> None:
+    """Raise InputError unless the data at hand are those that the heads of these subjects were trained on.
+
+    Equal voxel counts are not enough: a head reads the voxels of one build, in their order and units.
+    """
+    other = other_data(manifest, fingerprints)
+    if other:
+        was = sorted(
+            {
+                f"{manifest.subjects[name].dataset} ({manifest.subjects[name].fingerprint[:12]})"
+                for name in other
+            }
+        )
+        now = sorted({fingerprints[name][:12] for name in other})
+        raise InputError(
+            f"{checkpoint} was trained on {', '.join(other)} of {', '.join(was)}, {data} holds other data of that name "
+            f"({', '.join(now)}): pass the data set it was trained on, or finetune {', '.join(other)} on this one"
+        )
+
+
 def _counts(voxels: Mapping[str, int]) -> str:
     return ", ".join(f"{subject} ({count} voxels)" for subject, count in sorted(voxels.items())) or "none"

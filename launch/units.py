@@ -61,7 +61,7 @@ class Item:
 def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **settings: Any) -> ReconstructionJob:
     """Check that checkpoint and data fit and describe the job.
 
-    Raises InputError for subjects that the checkpoint has no head for, or other voxel counts.
+    Raises InputError for subjects that the checkpoint has no head for, other voxel counts, or other data.
     """
     found = schema.resolve(checkpoint)
     dataset = Dataset.open(data)
@@ -80,6 +80,12 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
         {s: dataset.inputs(s) for s in subjects},
         checkpoint=str(checkpoint),
         flag="--subjects",
+    )
+    schema.check_data(
+        found.manifest,
+        dict.fromkeys(subjects, dataset.fingerprint),
+        checkpoint=str(checkpoint),
+        data=str(data),
     )
     recipe = recipe_of(found.path)
     try:

@@ -15,6 +15,7 @@ from fmri2img.checkpoints_schema import (
     TRIALS_NAME,
     CheckpointManifest,
     FileRecord,
+    check_data,
     check_subjects,
     load_tensors,
     model_card,
@@ -156,6 +157,16 @@ def test_a_head_of_another_voxel_count_is_refused(manifest: CheckpointManifest) 
 def test_subjects_of_other_data_are_told_apart(manifest: CheckpointManifest) -> None:
     assert other_data(manifest, {"subj02": "a" * 64, "subj03": "b" * 64}) == []
     assert other_data(manifest, {"subj03": "x", "subj02": "a" * 64, "subj09": "x"}) == ["subj03"]
+
+
+def test_other_data_under_a_known_subject_are_refused_with_what_to_pass(manifest: CheckpointManifest) -> None:
+    check_data(manifest, {"subj02": "a" * 64})
+    with pytest.raises(InputError) as error:
+        check_data(manifest, {"subj02": "f" * 64}, checkpoint="runs/pretrain", data="data/new")
+    assert str(error.value) == (
+        "runs/pretrain was trained on subj02 of simulated (aaaaaaaaaaaa), data/new holds other data of that name "
+        "(ffffffffffff): pass the data set it was trained on, or finetune subj02 on this one"
+    )
 
 
 def test_the_card_opens_with_front_matter_and_states_the_manifest(manifest: CheckpointManifest) -> None:
