@@ -41,6 +41,12 @@ def address_of(path: str | Path) -> str | None:
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
 
+def absolute(path: str | Path) -> Path:
+    """A data set's path that means the same in another folder and process: an address stays one."""
+    address = address_of(path)
+    return Path(path).resolve() if address is None else Address(address)
+
+
 class RemoteFiles:
     """The files of a data set at `url`, through a cache. Picklable.
 

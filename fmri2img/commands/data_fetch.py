@@ -78,7 +78,8 @@ class DataFetch:
             output().print(f"Parts left out: {', '.join(unused) or 'none'}", markup=False)
         output().print(
             f"{len(files)} files, {_size(sum(file.bytes for file in files))}; to fetch: {len(todo)} files, "
-            f"{_size(bytes_to_fetch(todo, self.out))}; free in {self.out}: {_size(free_bytes(self.out))}"
+            f"{_size(bytes_to_fetch(todo, self.out))}; free in {self.out}: {_size(free_bytes(self.out))}",
+            markup=False,
         )
         if self.dry_run:
             return
@@ -91,7 +92,7 @@ class DataFetch:
                 reread=self.reread,
                 tell=lambda done, total: tell(done // MB, total // MB),
             )
-        output().print(f"{len(brought)} files fetched, {len(files)} verified in {self.out}")
+        output().print(f"{len(brought)} files fetched, {len(files)} verified in {self.out}", markup=False)
 
 
 def _accept_terms(flag: bool) -> None:
@@ -107,7 +108,7 @@ def _accept_terms(flag: bool) -> None:
     how = "flag" if flag else "environment" if agreed else "terminal"
     if how == "terminal" and input("Do you accept these terms? [y/N] ").strip().lower() not in ("y", "yes"):
         raise fetch_terms.refused()
-    output().print(f"Accepted; recorded in {fetch_terms.accept(how)}")
+    output().print(f"Accepted; recorded in {fetch_terms.accept(how)}", markup=False)
 
 
 def _show(files: "list[Remote]") -> None:

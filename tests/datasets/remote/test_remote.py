@@ -10,11 +10,12 @@ import fsspec.config
 import numpy as np
 import pytest
 
+from fmri2img.cli import run
 from fmri2img.datasets import Dataset, SamplingPlan, add_feature_space
 from fmri2img.datasets.cache import FileCache
 from fmri2img.datasets.fetch_link import Link
 from fmri2img.datasets.manifest import MANIFEST
-from fmri2img.datasets.remote import Address, RemoteDataset, address_of, open_remote
+from fmri2img.datasets.remote import Address, RemoteDataset, absolute, address_of, open_remote
 from fmri2img.errors import DamageError, InputError, StoppedError
 
 BIG = 10**8
@@ -112,6 +113,17 @@ def test_an_address_opens_like_a_folder(
     assert Dataset.open("s3://bucket/tiny").fingerprint == dataset.fingerprint
 
 
+def test_commands_take_addresses(
+    published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FMRI2IMG_CACHE", str(tmp_path))
+    monkeypatch.setenv("FMRI2IMG_CACHE_BYTES", str(BIG))
+    assert run(["data", "info", published.url("bucket/tiny")]) == 0
+    assert f"path: {published.url('bucket/tiny')}\n" in capsys.readouterr().out
+    assert run(["data", "info", published.url("bucket/none")]) == 2
+    assert "is no data set that can be read" in capsys.readouterr().err
+
+
 def test_a_path_that_was_an_address_is_known_again() -> None:
     assert address_of("s3://bucket/set/") == "s3://bucket/set"
     assert address_of(Path("https://host/a/set")) == "https://host/a/set"
@@ -121,6 +133,8 @@ def test_a_path_that_was_an_address_is_known_again() -> None:
     assert str(address) == "hf://datasets/somebody/set"
     assert str(address / "subj01/a.tar") == "hf://datasets/somebody/set/subj01/a.tar"
     assert pickle.loads(pickle.dumps(address)) == address
+    assert str(absolute(Path("s3://bucket/set"))) == "s3://bucket/set"
+    assert absolute("set") == Path.cwd() / "set"
 
 
 def test_the_second_process_reads_from_the_cache(remote: RemoteDataset, published: Any) -> None:
