@@ -160,9 +160,9 @@ class NsdSource:
         """The field's named splits that these sessions hold in full."""
         return self.release.design.splits({name: max(s.sessions) for name, s in self.subjects.items()})
 
-    def picture(self, nsd_id: int) -> bytes:
-        """A PNG file."""
-        return self.release.stimuli.png(nsd_id)
+    def picture(self, nsd_id: int) -> np.ndarray:
+        """uint8 `(height, width, 3)`."""
+        return self.release.stimuli.picture(nsd_id)
 
     def captions(self, nsd_id: int) -> list[str]:
         """COCO's captions of the picture that this one was cut from."""

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from fmri2img.datasets.nsd.layout import NsdLayout
-from fmri2img.datasets.png import encode
 from fmri2img.errors import DamageError, InputError
 
 KEY = "imgBrick"
@@ -75,14 +74,6 @@ class Stimuli:
             return picture
         small = Image.fromarray(picture).resize((self.size, self.size), Image.Resampling.LANCZOS)
         return np.asarray(small)
-
-    def png(self, nsd_id: int) -> bytes:
-        """The picture as a PNG file.
-
-        Raises:
-            InputError, DamageError: as of `picture`.
-        """
-        return encode(self.picture(nsd_id))
 
 
 def read_captions(layout: NsdLayout, nsd_ids: Iterable[int]) -> dict[int, list[str]] | None:
