@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmri2img.datasets.manifest import BETAS
 from fmri2img.datasets.npy import header
+from fmri2img.datasets.png import SIGNATURE, encode_png
 from fmri2img.datasets.source import TrialSource
 from fmri2img.datasets.spill import TrialSpill
 from fmri2img.datasets.writer import Payload, Sample
@@ -25,11 +26,9 @@ from fmri2img.files import canonical_json
 
 Normalise = Literal["session", "pooled", "none"]
 LARGEST = float(np.finfo(np.float16).max)
-PNG_LEVEL = 1
-"""On photographs of 425 x 425 three times as fast as zlib's usual 6, for files 7 % larger."""
 AT_ONCE = 32
 """Pictures in memory as pixels while they are encoded."""
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+JPEG = b"\xff\xd8\xff"
 
 npy_header = lru_cache(header)
 
@@ -124,7 +123,7 @@ def stimuli_members(source: TrialSource, keys: list[str], nsd_ids: list[int]) ->
         captions = [str(caption) for caption in source.captions(nsd_id)]
         record = canonical_json({"nsd_id": nsd_id, "captions": captions})
         payloads: dict[str, Payload] = {"json": record}
-        payloads[ending] = data if ending == "jpg" or data.startswith(PNG) else _as_png(nsd_id, data)
+        payloads[ending] = data if ending == "jpg" or data.startswith(SIGNATURE) else _as_png(nsd_id, data)
         yield key, payloads
 
 
@@ -135,13 +134,13 @@ def picture_bytes(nsd_id: int, picture: np.ndarray | bytes) -> bytes:
         InputError: it is neither such a file nor uint8 `(height, width, 3)`.
     """
     if not isinstance(picture, bytes):
-        return encode_png(nsd_id, picture)
-    if not picture.startswith((PNG, JPEG)):
+        return png_bytes(nsd_id, picture)
+    if not picture.startswith((SIGNATURE, JPEG)):
         raise InputError(f"Picture {nsd_id} is neither a PNG nor a JPEG file: correct the source.")
     return picture
 
 
-def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
+def png_bytes(nsd_id: int, picture: np.ndarray) -> bytes:
     """A picture as PNG bytes, without loss.
 
     Raises:
@@ -153,14 +152,12 @@ def encode_png(nsd_id: int, picture: np.ndarray) -> bytes:
             f"Picture {nsd_id} is {picture.dtype} {picture.shape}, and must be uint8 (height, width, 3): "
             "correct the source."
         )
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    return encode_png(picture)
 
 
 def _as_png(nsd_id: int, data: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return encode_png(nsd_id, np.asarray(image.convert("RGB")))
+            return png_bytes(nsd_id, np.asarray(image.convert("RGB")))
     except OSError as error:
         raise InputError(f"Picture {nsd_id} is no whole JPEG file ({error}): correct the source.") from None
