@@ -162,9 +162,9 @@ class RemoteDataset(Dataset):
     """A data set whose files are at an address; `prefetch` says which are needed next."""
 
     def __init__(self, manifest: DatasetManifest, remote: RemoteFiles) -> None:
-        super().__init__(Address(remote.url), manifest)
+        # As a data set that was sent here, since that is the way to bring one's own pool of files.
+        super().__setstate__({"path": Address(remote.url), "manifest": manifest, "files": RemotePool(remote)})
         self.remote = remote
-        self.files = RemotePool(remote)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"manifest": self.manifest, "remote": self.remote}
