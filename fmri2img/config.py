@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -161,12 +161,18 @@ def _keys(place: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in place:
         if _is_model(model) and part in model.model_fields:
-            model = model.model_fields[part].annotation
+            model = _without_none(model.model_fields[part].annotation)
         elif getattr(model, "__origin__", None) is dict:
             model = model.__args__[1]
         else:
             return []
     return list(model.model_fields) if _is_model(model) else []
+
+
+def _without_none(annotation: Any) -> Any:
+    """`Kind` of `Kind | None`."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and len(get_args(annotation)) == 2 else annotation
 
 
 def _is_model(value: Any) -> bool:

@@ -208,11 +208,12 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         recipe = copy.deepcopy(RECIPE)
         recipe["pretraining"].update(zero_stage=stage, steps=6, keep=9, micro_batches=2)
         recipe["decoder"]["dropout"] = 0.0  # each rank drops units of its own
+        # Responses are mixed in the first half; what predicts words is idle there, the projector in the second.
         recipe["spaces"]["words"]["losses"] = {
-            "mse": {},
+            "mse": {"begin": 0.5},
             "bimixco": {"weight": 0.3, "temperature": 0.1, "mixed": 1.0, "end": 0.5},
-            "softclip": {"weight": 0.3, "temperature": 0.1, "final_temperature": 0.2, "begin": 0.5},
         }
+        recipe["spaces"]["pixels-2"]["losses"] = {"mse": {}, "softclip": {"weight": 0.1, "temperature": 0.1}}
         run = {"recipe": recipe, "data": str(data), "subjects": ["subj01", "subj02"]}
         straight, again = str(folder / f"straight-{stage}"), str(folder / f"again-{stage}")
         runs.append({"spec": {**run, "run": straight}, "again": again, "first": "step-00000002"})
