@@ -4,6 +4,7 @@ from fmri2img.datasets.arrays import ArraysSource
 from fmri2img.datasets.arrays_spec import ArraysSpec
 from fmri2img.datasets.build import build_dataset
 from fmri2img.datasets.dataset import Dataset
+from fmri2img.datasets.feature_import import import_features
 from fmri2img.datasets.features import add_feature_space
 from fmri2img.datasets.info import info
 from fmri2img.datasets.manifest import DatasetManifest, FeatureSpaceEntry
@@ -29,6 +30,7 @@ __all__ = [
     "add_feature_space",
     "build_dataset",
     "hold_out",
+    "import_features",
     "info",
     "verify",
 ]

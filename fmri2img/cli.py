@@ -124,7 +124,7 @@ def _one_line(box: str, arguments: Sequence[str]) -> str:
 
 def _helped(text: str, arguments: Sequence[str]) -> str:
     """The command whose help belongs to an error."""
-    named = re.search(r"(fmri2img(?: [a-z]+)+) --help", text)
+    named = re.search(r"(fmri2img(?: [a-z0-9-]+)+) --help", text)
     if named:
         return named[1]
     commands = {get_args(kind)[0].__name__.lower() for kind in get_args(get_args(Command)[0])}

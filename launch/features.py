@@ -4,7 +4,19 @@ from pathlib import Path
 
 from fmri2img.console import stage
 from fmri2img.datasets import Dataset, add_feature_space
+from fmri2img.errors import InputError
+from fmri2img.features.extractors import Imported, made_by
 from fmri2img.trainer.config import Recipe
+
+
+def check_imported(dataset: Dataset, name: str) -> None:
+    """Raise InputError unless the data set has imported features of that name."""
+    entry = dataset.feature_spaces.get(name)
+    if entry is None or not made_by(Imported(), entry.extractor):
+        raise InputError(
+            f"{dataset.path} has no imported features {name}: bring them with "
+            f"`fmri2img features import {dataset.path} --space {name} --from FILE:KEY`"
+        )
 
 
 def cache_features(recipe: Recipe, data: Path) -> Dataset:
@@ -14,6 +26,9 @@ def cache_features(recipe: Recipe, data: Path) -> Dataset:
     """
     dataset = Dataset.open(data)
     for name, space in recipe.spaces.items():
+        if isinstance(space.extractor, Imported):
+            check_imported(dataset, name)
+            continue
         with stage(f"Features {name}", "pictures") as tell:
             dataset = add_feature_space(
                 data,

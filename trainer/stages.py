@@ -13,6 +13,7 @@ from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.plan import SamplingPlan, hold_out
 from fmri2img.errors import InputError
+from fmri2img.features.extractors import made_by
 from fmri2img.models.closed_form import PictureRows, fit_alignment, fit_head, start_as_ridge
 from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
@@ -105,7 +106,7 @@ def check_spaces(dataset: Dataset, recipe: Recipe) -> None:
             raise InputError(
                 f"{dataset.path} has no features {name}: run `fmri2img features {dataset.path} --recipe {recipe.name}`"
             )
-        if dict(entry.extractor) != space.extractor.model_dump(mode="json"):
+        if not made_by(space.extractor, entry.extractor):
             raise InputError(
                 f"{dataset.path} has features {name} made by {dict(entry.extractor)}, the recipe wants "
                 f"{space.extractor.model_dump(mode='json')}: give the space another name in the recipe"

@@ -7,8 +7,9 @@ writes as `{kind: ...}`; the data set records it, so a cached column says how it
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -103,4 +104,18 @@ def _terms(text: str) -> set[str]:
     return set(words) | {f"{first} {second}" for first, second in pairwise(words)}
 
 
-AnyExtractor = Annotated[Pixels | CaptionWords, Field(discriminator="kind")]
+class Imported(BaseModel):
+    """Features that somebody computed, brought into the data set by `fmri2img features import`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["imported"] = "imported"
+
+
+AnyExtractor = Annotated[Pixels | CaptionWords | Imported, Field(discriminator="kind")]
+
+
+def made_by(extractor: Pixels | CaptionWords | Imported, recorded: Mapping[str, Any]) -> bool:
+    """Whether a column whose data set records `recorded` is what the extractor makes."""
+    if isinstance(extractor, Imported):
+        return recorded.get("kind") == "imported"
+    return dict(recorded) == extractor.model_dump(mode="json")
