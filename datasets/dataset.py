@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from PIL import Image
 
 from fmri2img.datasets import bfloat16
 from fmri2img.datasets.files import FilePool, Locate, damage
-from fmri2img.datasets.index import ColumnIndex, unpack_index
+from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import (
     BETAS,
     DatasetManifest,
@@ -30,14 +29,12 @@ from fmri2img.datasets.manifest import (
     read_manifest,
 )
 from fmri2img.datasets.npy import unpack, unpack_npz
-from fmri2img.datasets.places import Places
+from fmri2img.datasets.pieces import PieceReader, stored_dtype
 from fmri2img.datasets.samples import Samples, concatenate
 from fmri2img.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-INDICES = 64
 
 
 class Dataset:
@@ -50,9 +47,10 @@ class Dataset:
     def __init__(self, path: Path, manifest: DatasetManifest, locate: Locate | None = None) -> None:
         self.path, self.manifest = path, manifest
         self.files = FilePool(path, locate)
-        self._indices: OrderedDict[tuple[int, str], ColumnIndex] = OrderedDict()
-        self._places: dict[str, Places] = {}
-        self._lock = threading.Lock()
+
+    @cached_property
+    def _pieces(self) -> PieceReader:
+        return PieceReader(self.path, self.manifest, self.files)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -78,8 +76,7 @@ class Dataset:
         return {"path": self.path, "manifest": self.manifest, "files": self.files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Dataset.__init__(self, state["path"], state["manifest"])
-        self.files = state["files"]
+        self.path, self.manifest, self.files = state["path"], state["manifest"], state["files"]
 
     @property
     def is_remote(self) -> bool:
@@ -147,7 +144,6 @@ class Dataset:
         """The samples of one shard, by its position in the manifest."""
         index, subject = self.index(number, "responses"), self.manifest.shards[number].subject
         count = len(index.keys)
-        self._add(self._trial_places(subject), number, "responses", index)
         return Samples(
             subject=subject,
             keys=index.keys,
@@ -243,7 +239,7 @@ class Dataset:
                 f"{samples.keys[i]} has repeats 0 to {int(samples.repeats[i]) - 1}, not {asked}: "
                 "choose one of these."
             )
-        return self._pieces(self._trial_places(samples.subject), "responses", samples, row, repeats=repeat)
+        return self._pieces.trials(samples, row, repeat)
 
     def read_features(self, samples: Samples, rows: Sequence[int] | np.ndarray, space: str) -> np.ndarray:
         """Cached features of several samples, float32 `(n, *shape)`."""
@@ -263,78 +259,11 @@ class Dataset:
 
         They are read into `out` where one is given, C-contiguous and of the stored dtype.
         """
-        entry = self._space(space)
-        places = self._places.get(space)
-        if places is None:
-            places = Places(self.manifest.shards, tuple(entry.shape), stored_dtype(entry))
-            places = self._places.setdefault(space, places)
-        return self._pieces(places, space, samples, np.asarray(rows, np.int64), out=out)
-
-    def _trial_places(self, subject: str) -> Places:
-        name = f"responses of {subject}"  # no space's name has a blank
-        found = self._places.get(name)
-        if found is None:
-            shape = self._subject(subject).trial_shape
-            found = self._places.setdefault(
-                name, Places(self.manifest.shards, shape, np.dtype(np.float16), subject)
-            )
-        return found
-
-    def _pieces(
-        self,
-        places: Places,
-        column: str,
-        samples: Samples,
-        rows: np.ndarray,
-        *,
-        repeats: np.ndarray | None = None,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        shards = samples.shard[rows]
-        for number in places.missing(shards):
-            read = self.index if places.trials else self._feature_index
-            self._add(places, number, column, read(number, column))
-        offsets, checks = places.of(shards, samples.row[rows], repeats)
-        entries = [self.manifest.shards[number].columns[column] for number in shards.tolist()]
-        out = np.empty((len(rows), *places.shape), places.dtype) if out is None else out
-        self.files.fill(out, entries, offsets, checks, samples.keys[rows], places.head)
-        return out
-
-    def _feature_index(self, number: int, space: str) -> ColumnIndex:
-        """The index of a space's column, whose rows are those of the responses."""
-        index = self.index(number, space)
-        wrong = np.flatnonzero(index.keys != self.index(number, "responses").keys)
-        if len(wrong):
-            file, key = self.manifest.shards[number].columns[space].index.file, str(index.keys[wrong[0]])
-            raise damage(self.path, file, f"row {wrong[0]} is of another sample than in the responses", key)
-        return index
-
-    def _add(self, places: Places, number: int, column: str, index: ColumnIndex) -> None:
-        try:
-            places.add(number, index)
-        except ValueError as error:
-            file = self.manifest.shards[number].columns[column].index.file
-            raise damage(self.path, file, str(error)) from None
+        return self._pieces.features(samples, np.asarray(rows, np.int64), self._space(space), out)
 
     def index(self, number: int, column: str) -> ColumnIndex:
-        """The index of a column of one shard, checked against its digest; the last ones used are kept."""
-        with self._lock:
-            found = self._indices.get((number, column))
-            if found is not None:
-                self._indices.move_to_end((number, column))
-                return found
-        shard = self.manifest.shards[number]
-        entry = shard.columns[column]
-        data = self.files.whole(entry.index)
-        try:
-            found = unpack_index(data, column=column, samples=shard.samples, tar_bytes=entry.bytes)
-        except ValueError as error:
-            raise damage(self.path, entry.index.file, str(error)) from None
-        with self._lock:
-            self._indices[number, column] = found
-            while len(self._indices) > INDICES:
-                self._indices.popitem(last=False)
-        return found
+        """The index of a column of one shard, checked against its digest."""
+        return self._pieces.index(number, column)
 
     def _check_ascending(self, table: Samples) -> None:
         wrong = np.flatnonzero(table.keys[1:] <= table.keys[:-1])
@@ -387,11 +316,6 @@ class Dataset:
         if array.shape != shape or array.dtype != dtype:
             raise damage(self.path, file, f"{array.shape} {array.dtype} instead of {shape} {dtype}", key)
         return array
-
-
-def stored_dtype(space: FeatureSpaceEntry) -> np.dtype:
-    """The numpy dtype of a space's members; bfloat16, which numpy lacks, is stored as uint16."""
-    return np.dtype("uint16" if space.dtype == "bfloat16" else space.dtype)
 
 
 def stray_shards(root: Path, manifest: DatasetManifest) -> list[str]:

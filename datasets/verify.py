@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 
-from fmri2img.datasets.dataset import Dataset, stored_dtype
+from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.index import ColumnIndex
 from fmri2img.datasets.manifest import BETAS, MANIFEST, DatasetManifest, FileEntry, ShardEntry, read_manifest
 from fmri2img.datasets.npy import read_header, unpack, unpack_npz
+from fmri2img.datasets.pieces import stored_dtype
 from fmri2img.datasets.source import Progress, silent
 from fmri2img.datasets.tars import TarWalk
 from fmri2img.errors import DamageError

@@ -159,14 +159,14 @@ def test_features_are_read_in_the_dtype_they_are_stored_in(tiny: Dataset, dtype:
 def test_few_indices_are_kept_and_all_samples_are_read(
     tiny: Dataset, reading: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmri2img.datasets.dataset.INDICES", 2)
+    monkeypatch.setattr("fmri2img.datasets.pieces.INDICES", 2)
     reading(tiny.path)
     dataset = Dataset.open(tiny.path)
     for name in dataset.subjects:
         samples = dataset.samples(name, "train")
         read = dataset.stored_trials(samples, np.arange(len(samples)), np.zeros(len(samples), int))
         assert all((read[i] == dataset.responses(samples, i)[0]).all() for i in range(len(samples)))
-    assert len(dataset._indices) == 2
+    assert len(dataset._pieces._indices) == 2
 
 
 def test_a_window_of_time_points_is_read_in_its_shape(
