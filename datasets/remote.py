@@ -18,7 +18,7 @@ from fmri2img.datasets.cache import BYTES, FileCache, open_cache
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.fetch_bytes import land, read_whole
 from fmri2img.datasets.fetch_link import PROTOCOLS, Link, file_system, patiently
-from fmri2img.datasets.files import FilePool, damage
+from fmri2img.datasets.files import FilePool, Handle, damage
 from fmri2img.datasets.manifest import MANIFEST, DatasetManifest, FileEntry, read_manifest
 from fmri2img.errors import DamageError, Fmri2imgError, InputError
 from fmri2img.files import sha256_file, write_atomic
@@ -135,7 +135,10 @@ class _Ahead:
 
 
 class RemotePool(FilePool):
-    """Reads from the cache; a copy that was damaged since it landed is thrown away."""
+    """Reads from the cache; a copy that was damaged since it landed is thrown away.
+
+    Files that made room in the cache are closed when another is opened, so that their bytes go from the disk.
+    """
 
     def __init__(self, remote: RemoteFiles) -> None:
         super().__init__(Address(remote.url), remote.locate)
@@ -146,6 +149,15 @@ class RemotePool(FilePool):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         RemotePool.__init__(self, state["source"])
+
+    def _opened(self, entry: FileEntry) -> Handle:
+        handle = super()._opened(entry)
+        with self._lock:
+            for file in [
+                name for name, open_ in self._open.items() if not os.fstat(open_.descriptor).st_nlink
+            ]:
+                del self._open[file]
+        return handle
 
     def wrong(self, entry: FileEntry, offset: int, key: str) -> DamageError:
         path = self.source.cache.find(entry.sha256, entry.bytes)
@@ -200,6 +212,11 @@ def open_remote(
     address, link = address_of(url), link or Link()
     if address is None:
         raise InputError(f"{url} is no address of a data set: use s3://, hf:// or https://.")
+    if re.match(r"https?://[^/]*@", address):
+        raise InputError(
+            "The address holds a user name or password, which would reach logs and checkpoints: leave it out, and put "
+            "it into fsspec's configuration."
+        )
     made = open_cache(cache, limit)
     with _locks["pinning"]:
         if address not in _pinned:

@@ -1,6 +1,7 @@
 """A data set at an address reads as it does from a folder, and fetches what it reads once."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -186,6 +187,24 @@ def test_a_copy_damaged_in_the_cache_is_thrown_away_and_fetched_anew(
     np.testing.assert_array_equal(again.responses(samples, 0), expected)
 
 
+def test_what_made_room_is_closed_so_that_the_disk_gets_it_back(
+    remote: RemoteDataset, tmp_path: Path
+) -> None:
+    remote.remote.cache = FileCache(tmp_path / "small", 15_000, grace=0.0)
+    for subject in remote.subjects:
+        samples = remote.samples(subject, "train")
+        for i in range(len(samples)):
+            remote.responses(samples, i)
+            remote.feature(samples, i, "means")
+    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    gone = [path for path in opened if path.startswith(str(tmp_path)) and path.endswith("(deleted)")]
+    assert len(gone) <= 1
+    assert remote.remote.cache.used() <= 15_000
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded.*fork:DeprecationWarning"
+)  # Python 3.12 on: it is what is tried
 def test_a_forked_worker_reads_on_its_own(remote: RemoteDataset, folder: Path, published: Any) -> None:
     samples = remote.samples("subj01", "train")
     remote.prefetch([0])
@@ -229,6 +248,9 @@ def test_an_address_without_a_data_set_is_refused(published: Any, tmp_path: Path
         open_remote(published.url("bucket/none"), tmp_path, BIG, link=link)
     with pytest.raises(InputError, match="is no address of a data set"):
         open_remote("gopher://set", tmp_path, BIG)
+    with pytest.raises(InputError, match="holds a user name or password") as told:
+        open_remote("https://me:secret@host/set", tmp_path, BIG)
+    assert "secret" not in str(told.value)
 
 
 def test_a_stray_shard_is_found_where_files_can_be_listed(
