@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -18,14 +18,13 @@ from PIL import Image
 from fmri2img.datasets.manifest import BETAS
 from fmri2img.datasets.npy import header
 from fmri2img.datasets.png import SIGNATURE, encode_png
+from fmri2img.datasets.scaling import LARGEST, Scale, fits
 from fmri2img.datasets.source import TrialSource
 from fmri2img.datasets.spill import TrialSpill
 from fmri2img.datasets.writer import Payload, Sample
 from fmri2img.errors import InputError
 from fmri2img.files import canonical_json
 
-Normalise = Literal["session", "pooled", "none"]
-LARGEST = float(np.finfo(np.float16).max)
 AT_ONCE = 32
 """Pictures in memory as pixels while they are encoded."""
 JPEG = b"\xff\xd8\xff"
@@ -35,16 +34,16 @@ npy_header = lru_cache(header)
 
 @dataclass
 class ResponsesColumn:
-    """The responses column of one shard, normalised as it is written.
+    """The responses column of one shard, normalised as it is written where the spill is not yet.
 
     Attributes:
-        scales: float32 mean and factor `(voxels,)` of each session; None to store responses as they are.
+        scale: of trials that were spilled as they were measured; None to store them so.
         samples: positions of each sample's trials in the spill.
         clipped: values beyond the largest float16 so far.
     """
 
     spill: TrialSpill
-    scales: dict[int, tuple[np.ndarray, np.ndarray]] | None
+    scale: Scale | None
     keys: list[str]
     samples: list[np.ndarray]
     clipped: int = 0
@@ -53,13 +52,15 @@ class ResponsesColumn:
     def members(self) -> Iterator[Sample]:
         """The samples of the column."""
         spill = self.spill
-        response = np.empty(spill.trial_shape, np.float32)
+        measured = np.empty((1, *spill.trial_shape), np.float32)
         for key, positions in zip(self.keys, self.samples, strict=True):
             betas = np.empty((len(positions), *spill.trial_shape), np.float16)
             for repeat, position in enumerate(positions.tolist()):
-                spill.read(position, response)
-                self._normalise(position, response)
-                betas[repeat] = response
+                if spill.normalised[position]:
+                    spill.read(position, betas[repeat])
+                else:
+                    spill.read(position, measured[0])
+                    betas[repeat] = self._half(position, measured)[0]
             self.checks.append([crc32(trial.data) for trial in betas])
             trials = [self._trial(position) for position in positions.tolist()]
             record = canonical_json({"nsd_id": int(spill.nsd_id[positions[0]]), "trials": trials})
@@ -81,24 +82,20 @@ class ResponsesColumn:
         values = {name: _number(column[position]) for name, column in spill.behaviour.items()}
         return {"session": int(spill.session[position]), "trial": int(spill.trial[position])} | values
 
-    def _normalise(self, position: int, response: np.ndarray) -> None:
-        """Normalise a float32 response in place, within what float16 can hold."""
-        if self.scales is not None:
-            mean, factor = self.scales[int(self.spill.session[position])]
-            with np.errstate(over="ignore"):  # what is too large is clipped and counted below
-                response -= mean
-                response *= factor
-        if response.min() >= -LARGEST and response.max() <= LARGEST:
-            return
-        large = np.abs(response) > LARGEST
-        if self.scales is None:
+    def _half(self, position: int, measured: np.ndarray) -> np.ndarray:
+        """One trial `(1, ...)` as float16."""
+        if self.scale is not None:
+            normalised, clipped = self.scale.apply(measured)
+            self.clipped += clipped
+            return normalised
+        if not fits(measured):
             where = f"session {self.spill.session[position]}, trial {self.spill.trial[position]}"
+            large = measured[np.abs(measured) > LARGEST]
             raise InputError(
-                f"{self.spill.subject}, {where}: the response {response[large][0]:g} does not fit float16 (at "
+                f"{self.spill.subject}, {where}: the response {large[0]:g} does not fit float16 (at "
                 f"most {LARGEST:g}): rescale the responses, or build with normalise 'session'."
             )
-        self.clipped += int(large.sum())
-        np.clip(response, -LARGEST, LARGEST, out=response)
+        return measured.astype(np.float16)
 
 
 def _number(value: float) -> float | int | None:

@@ -35,6 +35,8 @@ class Session:
         test: bool `(trials,)`.
         behaviour: float64 `(trials,)` by name, NaN where there is none.
         moments: of each voxel over the training trials, and over the time points where trials are windows.
+        normalised: whether its responses are spilled normalised, as float16, or float32 as they were measured.
+        clipped: values that were clipped when they were normalised.
     """
 
     number: int
@@ -43,10 +45,13 @@ class Session:
     test: np.ndarray
     behaviour: dict[str, np.ndarray]
     moments: Moments
+    normalised: bool = False
+    clipped: int = 0
 
     def pack(self) -> bytes:
         """The session as the bytes of an `.npz` file."""
         arrays = {"nsd_id": self.nsd_id, "trial": self.trial, "test": self.test}
+        arrays |= {"normalised": np.array(self.normalised), "clipped": np.array(self.clipped)}
         arrays |= {f"behaviour.{name}": values for name, values in self.behaviour.items()}
         of = self.moments
         return pack_npz(
@@ -60,7 +65,9 @@ def unpack_session(number: int, data: bytes) -> Session:
     arrays = unpack_npz(data)
     behaviour = {n.split(".", 1)[1]: a for n, a in arrays.items() if n.startswith("behaviour.")}
     moments = Moments(arrays["count"].item(), arrays["mean"], arrays["squares"])
-    return Session(number, arrays["nsd_id"], arrays["trial"], arrays["test"], behaviour, moments)
+    normalised, clipped = bool(arrays["normalised"].item()), arrays["clipped"].item()
+    own = arrays["nsd_id"], arrays["trial"], arrays["test"]
+    return Session(number, *own, behaviour, moments, normalised, clipped)
 
 
 class TrialSpill:
@@ -74,7 +81,7 @@ class TrialSpill:
     Attributes:
         sessions: those taken in so far.
         window: time points of a response, None for `(voxels,)`; known with the first session.
-        nsd_id, session, trial, test, behaviour: one entry a trial, after `close_intake`.
+        nsd_id, session, trial, test, normalised, behaviour: one entry a trial, after `close_intake`.
     """
 
     def __init__(self, folder: Path, subject: str, voxels: int) -> None:
@@ -82,9 +89,9 @@ class TrialSpill:
         self.sessions: list[Session] = []
         self.window: int | None = None
         self.nsd_id, self.session, self.trial = (np.zeros(0, np.int64) for _ in range(3))
-        self.test = np.zeros(0, bool)
+        self.test, self.normalised = np.zeros(0, bool), np.zeros(0, bool)
         self.behaviour: dict[str, np.ndarray] = {}
-        self._rows = 0
+        self._offset, self._end = np.zeros(0, np.int64), 0
         self._file = os.open(self._path("spill"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     @property
@@ -93,7 +100,7 @@ class TrialSpill:
         return (self.voxels,) if self.window is None else (self.window, self.voxels)
 
     def add(self, session: Session, responses: np.ndarray) -> dict[str, Any]:
-        """Take in one session, float32 `(trials, ...)`; returns the record to find it again by.
+        """Take in one session, `(trials, ...)`; returns the record to find it again by.
 
         Raises:
             InputError: its window is not that of the sessions before.
@@ -106,8 +113,8 @@ class TrialSpill:
             )
         self.window = window
         view = responses.data.cast("B") if responses.size else memoryview(b"")
-        record = {"rows": len(responses), "window": window, "crc32": crc32(view)}
-        start = self._rows * self._row_bytes
+        record = {"bytes": len(view), "window": window, "crc32": crc32(view)}
+        start = self._end
         while view:
             written = os.pwrite(self._file, view, start)
             view, start = view[written:], start + written
@@ -125,7 +132,7 @@ class TrialSpill:
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             return False
         self.window = record["window"]
-        start, left, found = self._rows * self._row_bytes, record["rows"] * self._row_bytes, 0
+        start, left, found = self._end, record["bytes"], 0
         while left:
             piece = os.pread(self._file, min(left, PIECE), start)
             if not piece:
@@ -142,14 +149,17 @@ class TrialSpill:
         self.session = np.concatenate([np.full(len(s.nsd_id), s.number) for s in self.sessions])
         self.trial = np.concatenate([s.trial for s in self.sessions])
         self.test = np.concatenate([s.test for s in self.sessions])
+        self.normalised = np.concatenate([np.full(len(s.nsd_id), s.normalised) for s in self.sessions])
+        size = np.where(self.normalised, 2, 4) * prod(self.trial_shape)
+        self._offset = np.cumsum(size) - size
         for name in sorted({name for s in self.sessions for name in s.behaviour}):
             parts = [s.behaviour.get(name, np.full(len(s.nsd_id), np.nan)) for s in self.sessions]
             self.behaviour[name] = np.concatenate(parts)
 
     def read(self, position: int, into: np.ndarray) -> None:
-        """Read one trial, float32 `trial_shape`, as it was measured."""
-        size = self._row_bytes
-        if os.preadv(self._file, [into.data.cast("B")], position * size) != size:
+        """Read one trial as it was spilled, into a contiguous array of its shape and type."""
+        view = into.data.cast("B")
+        if os.preadv(self._file, [view], int(self._offset[position])) != len(view):
             raise RuntimeError(f"{self._path('spill')} is shorter than what was written to it")
 
     def close(self) -> None:
@@ -163,11 +173,8 @@ class TrialSpill:
 
     def _take(self, session: Session) -> None:
         self.sessions.append(session)
-        self._rows += len(session.nsd_id)
-
-    @property
-    def _row_bytes(self) -> int:
-        return prod(self.trial_shape) * 4
+        size = 2 if session.normalised else 4
+        self._end += len(session.nsd_id) * prod(self.trial_shape) * size
 
     def _path(self, what: str) -> Path:
         return self.folder / f"{self.subject}.{what}"
