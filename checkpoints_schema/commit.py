@@ -150,7 +150,7 @@ def stopped(error: OSError, folder: Path, step: int) -> StoppedError:
         kept = "none is committed yet, so it begins anew"
     else:
         size = sum(record.bytes for record in found.manifest.files.values())
-        kept = f"it goes on from {found.path.name}, the last good one ({size / 1e6:.1f} MB)"
+        kept = f"it goes on from {found.path.name}, the last good one ({size / 1e6:,.2f} MB)"
     mend = {
         errno.ENOSPC: "free space there",
         errno.EDQUOT: "free space or raise the quota there",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fmri2img.errors import StoppedError
 from fmri2img.files import write_atomic
 
 METRICS = "metrics.jsonl"
@@ -29,7 +30,7 @@ class Watch:
         listener: Callable[[Record], None] | None = None,
     ) -> None:
         self.path = folder / METRICS
-        self.listener, self.total = listener, total
+        self.listener, self.total, self.broken = listener, total, False
         _drop_after(self.path, first_step)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 closed by close()
         self.run = _start_wandb(folder, config) if wandb else None
@@ -37,7 +38,14 @@ class Watch:
     def record(self, step: int, values: Record) -> None:
         """Write one record; `step` counts finished steps."""
         line = {"step": step, "total": self.total, "time": round(time.time(), 3), **values}
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            self.broken = True
+            raise StoppedError(
+                f"{self.path} took no record of step {step}: {error.strerror}. Mend that and run the same command: "
+                "it goes on from the last checkpoint"
+            ) from error
         if self.run is not None:
             self.run.log(values, step=step)
         if self.listener is not None:
@@ -45,7 +53,11 @@ class Watch:
 
     def close(self) -> None:
         """Flush and end."""
-        self.file.close()
+        try:
+            self.file.close()
+        except OSError:
+            if not self.broken:  # else it was told: closing tries to write the same record again
+                raise
         if self.run is not None:
             self.run.finish()
 
