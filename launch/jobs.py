@@ -85,6 +85,7 @@ def finetuning(
     subject: str,
     sessions: int | None,
     start: Path | Literal["scratch", "ridge"],
+    keep_heads: bool = False,
     wandb: bool = False,
 ) -> Path:
     """Finetune, or fit a baseline, with progress; returns the checkpoint."""
@@ -97,7 +98,8 @@ def finetuning(
     if sessions is not None and not 1 <= sessions <= most:
         raise InputError(f"--sessions {sessions}: {subject} has sessions 1 to {most}, use one of these")
     chosen = None if sessions is None else tuple(range(1, sessions + 1))
-    spec = StageSpec(recipe.model_dump(mode="json"), str(data), (subject,), str(out), chosen, parent, wandb)
+    plain = recipe.model_dump(mode="json")
+    spec = StageSpec(plain, str(data), (subject,), str(out), chosen, parent, wandb, keep_heads)
     how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
     with stage(f"{how} on {subject}", "steps") as tell:
         if start == "ridge":

@@ -92,9 +92,15 @@ class TrainingConfig(Strict):
         description="rows of closed-form fits: averages over repeats, cross-validated over pictures; or single trials, "
         "over sessions, for a split by session, whose test pictures are training pictures too",
     )
-    trainable: Literal["whole", "head"] = Field(
-        default="whole", description="head leaves what subjects share as it is, where there is any"
+    trainable: Literal["whole", "head", "head-then-whole", "lora"] = Field(
+        default="whole",
+        description="what finetuning changes of a pretrained decoder: everything; the head; the head for a share of "
+        "the steps and then everything; the head and low-rank adapters of the backbone",
     )
+    head_share: float = Field(
+        default=0.3, gt=0, lt=1, description="share of the steps of head-then-whole that train the head alone"
+    )
+    lora_rank: int = Field(default=8, ge=1, description="rank of the adapters of lora")
     validation: float = Field(
         default=0.05, ge=0, lt=1, description="share of training pictures held out to validate"
     )

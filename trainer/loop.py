@@ -47,6 +47,8 @@ class Job:
     watch: Watch | None
     # Makes the files of the finished model from its weights.
     finish: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None
+    # Called before every step: frees and fixes parameters.
+    phases: Callable[[int], None] | None = None
     # What the checkpoint that a run resumes from knew.
     metrics: Metrics = field(default_factory=dict)
     best: Best = field(default_factory=Best)
@@ -118,6 +120,8 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
     """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate."""
     engine, config = job.engine, job.config
     engine.decoder.train()
+    if job.phases is not None:
+        job.phases(batch.step)
     batch = batch.to(engine.device)
     place = Place(batch.step, config.steps)
     mixing = _mixing(job, batch, place)

@@ -51,6 +51,8 @@ class StageSpec:
     sessions: tuple[int, ...] | None = None
     parent: str | None = None
     wandb: bool = False
+    # Finetuning keeps the heads of the parent's subjects beside the new one.
+    keep_heads: bool = False
     engine: Literal["deepspeed", "accelerate"] = "deepspeed"
 
     def config(self) -> dict[str, Any]:
@@ -174,7 +176,9 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         _check_same_shape(found, recipe)
         decoder = loaded
         torch.manual_seed(config.seed)
-        decoder.with_subjects(material.voxels)
+        decoder.with_subjects(material.voxels, keep=_keeps_heads(spec, config))
+        if config.trainable == "lora":
+            decoder.add_adapters(config.lora_rank)
     else:
         decoder = _fresh(recipe, material, config)
     resumed = find_resumable(Path(spec.run), spec.config(), parent=parent)
@@ -184,13 +188,59 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         _start_head(decoder, subject, found, spec, recipe, material)
     elif config.start == "ridge":
         start_as_ridge(decoder, _rows(material, recipe, spec, config), seed=config.seed)
-    if config.trainable == "head" and parent is not None:
-        for name, parameter in decoder.named_parameters():
-            parameter.requires_grad_(name.startswith("heads."))
+    phases = None if parent is None else _phases(decoder, config, subject)
     engine = AccelerateEngine(decoder, config)
     return _run(
-        spec, recipe, config, material, engine, resumed, listener=listener, finish=None, parent=parent
+        spec,
+        recipe,
+        config,
+        material,
+        engine,
+        resumed,
+        listener=listener,
+        finish=None,
+        parent=parent,
+        others=_kept_subjects(spec, found),
+        phases=phases,
     )
+
+
+def _keeps_heads(spec: StageSpec, config: TrainingConfig) -> bool:
+    if spec.keep_heads and config.trainable != "head":
+        raise InputError(
+            f"trainable {config.trainable} changes what subjects share, so the heads of others could not be kept: "
+            "set finetuning.trainable=head, or leave --keep-heads out"
+        )
+    return spec.keep_heads
+
+
+def _kept_subjects(spec: StageSpec, found: schema.Found | None) -> dict[str, schema.SubjectRecord]:
+    """The parent's subjects whose heads are kept."""
+    if found is None or not spec.keep_heads:
+        return {}
+    return {name: record for name, record in found.manifest.subjects.items() if name not in spec.subjects}
+
+
+def _phases(
+    decoder: MultiSubjectDecoder, config: TrainingConfig, subject: str
+) -> Callable[[int], None] | None:
+    """Fix what this finetuning leaves as it is; a function of the step where that changes on the way."""
+    named = dict(decoder.named_parameters())
+    head = {name for name in named if name.startswith(f"heads.{subject}.")}
+    adapted = {name for name in named if ".adapter." in name}
+    if config.trainable in ("head", "lora"):
+        free = head | (adapted if config.trainable == "lora" else set())
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in free)
+        return None
+    if config.trainable == "whole":
+        return None
+
+    def before(step: int) -> None:
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in head or step >= config.head_share * config.steps)
+
+    return before
 
 
 def fit_ridge_baseline(spec: StageSpec) -> Path:
@@ -218,6 +268,8 @@ def _run(
     listener: Listener | None,
     finish: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None,
     parent: schema.ParentRecord | None,
+    others: Mapping[str, schema.SubjectRecord] | None = None,
+    phases: Callable[[int], None] | None = None,
 ) -> Path:
     run = Path(spec.run)
     first = 0
@@ -258,6 +310,7 @@ def _run(
             listener=listener,
         )
     identity = _identity(spec, recipe, material, parent)
+    identity.subjects.update(others or {})
     metrics, best = (dict[str, float](), Best()) if resumed is None else (resumed.metrics, resumed.best)
     job = Job(
         run,
@@ -269,6 +322,7 @@ def _run(
         identity,
         watch,
         finish,
+        phases,
         metrics=metrics,
         best=best,
     )

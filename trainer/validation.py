@@ -63,7 +63,7 @@ def validate(
     latent, predicted, retrieval = engine.forward(responses)
     sums: dict[str, list[float]] = {}
     start = 0
-    for subject in decoder.subjects:
+    for subject in [name for name in decoder.subjects if name in rows]:
         row = rows[subject]
         part = slice(start, start + len(row.nsd_ids))
         start = part.stop

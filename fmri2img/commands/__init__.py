@@ -115,6 +115,8 @@ class Finetune:
     """the run folder; an unfinished run there goes on"""
     from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
     """the pretraining run to start from"""
+    keep_heads: bool = False
+    """keep the heads of the pretraining's subjects beside the new one; what they share must stay as it is"""
     baseline: Literal["scratch", "ridge"] | None = None
     """instead of --from: the same decoder without other subjects, or ridge regression"""
     sessions: int | None = None
@@ -130,6 +132,8 @@ class Finetune:
 
         if (self.from_ is None) == (self.baseline is None):
             raise InputError("give either --from RUN, a pretraining run, or --baseline scratch or ridge")
+        if self.keep_heads and self.from_ is None:
+            raise InputError("--keep-heads keeps the heads of a pretraining run: give --from RUN")
         recipe = self.flags.load()
         if self.print_config:
             return print_recipe(recipe)
@@ -141,6 +145,7 @@ class Finetune:
             subject=self.subject,
             sessions=self.sessions,
             start=start,
+            keep_heads=self.keep_heads,
             wandb=self.wandb,
         )
         output().print(f"Checkpoint {path}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import InputError
+from fmri2img.models.adapters import Adapter
 from fmri2img.models.pretrained import Layout, Pretrained
 from fmri2img.models.spaces import TargetSpace
 
@@ -34,7 +35,12 @@ class Predictions:
 
 
 class ResidualBlock(nn.Module):
-    """x + MLP(LayerNorm(x)); the last layer starts at zero, so that the block starts as the identity."""
+    """x + MLP(LayerNorm(x)); the last layer starts at zero, so that the block starts as the identity.
+
+    With an `adapter`, both layers have low-rank updates, and `first`, what the first block was given, a path around.
+    """
+
+    adapter: Adapter | None
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -44,10 +50,15 @@ class ResidualBlock(nn.Module):
         self.contract = nn.Linear(hidden, width)
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
+        self.adapter = None
 
-    def forward(self, x_BL: Tensor) -> Tensor:
-        hidden = nn.functional.gelu(self.expand(self.norm(x_BL)))
-        return x_BL + self.contract(self.dropout(hidden))
+    def forward(self, x_BL: Tensor, first_BL: Tensor) -> Tensor:
+        normal = self.norm(x_BL)
+        if self.adapter is None:
+            hidden = nn.functional.gelu(self.expand(normal))
+            return x_BL + self.contract(self.dropout(hidden))
+        hidden = self.dropout(nn.functional.gelu(self.expand(normal) + self.adapter.expand(normal)))
+        return x_BL + self.contract(hidden) + self.adapter.contract(hidden) + self.adapter.skip(first_BL)
 
 
 class Branch(nn.Module):
@@ -134,6 +145,7 @@ class MultiSubjectDecoder(Pretrained):
         hidden: int,
         blocks: int,
         dropout: float,
+        adapter_rank: int = 0,
     ) -> None:
         super().__init__()
         if not voxels or not spaces:
@@ -141,14 +153,21 @@ class MultiSubjectDecoder(Pretrained):
                 f"a decoder needs a subject and a feature space: got {list(voxels)} and {list(spaces)}"
             )
         self.latent = latent
-        self._sizes = {"latent": latent, "hidden": hidden, "blocks": blocks, "dropout": dropout}
+        self._sizes: dict[str, Any] = {
+            "latent": latent,
+            "hidden": hidden,
+            "blocks": blocks,
+            "dropout": dropout,
+        }
         self.heads = nn.ModuleDict({name: nn.Linear(voxels[name], latent) for name in sorted(voxels)})
-        self.backbone = nn.Sequential(*(ResidualBlock(latent, hidden, dropout) for _ in range(blocks)))
+        self.backbone = nn.ModuleList(ResidualBlock(latent, hidden, dropout) for _ in range(blocks))
         # Sorted, so that the order of features does not depend on how a recipe or a manifest lists them.
         self.branches = nn.ModuleDict(
             {name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)}
         )
         self.alignment = Alignment(sum(space.size for space in spaces.values()), latent)
+        if adapter_rank:
+            self.add_adapters(adapter_rank)
 
     @property
     def subjects(self) -> list[str]:
@@ -191,7 +210,9 @@ class MultiSubjectDecoder(Pretrained):
                 f"this decoder has heads for {self.subjects}, not for {unknown}: finetune it on them first"
             )
         latent = torch.cat([self.heads[name](responses[name]) for name in self.heads if name in responses])
-        shared = self.backbone(latent)
+        shared = latent
+        for block in self.backbone:
+            shared = block(shared, latent)
         outputs = {name: branch(shared) for name, branch in self.branches.items()}
         directions = {name: out[1] for name, out in outputs.items() if out[1] is not None}
         return latent, {name: out[0] for name, out in outputs.items()}, directions
@@ -207,11 +228,29 @@ class MultiSubjectDecoder(Pretrained):
         """All spaces side by side, standardised: (B, sum of F), in the order of the branches."""
         return torch.cat([self.branch(name).standardise(features[name]) for name in self.branches], dim=1)
 
-    def with_subjects(self, voxels: Mapping[str, int]) -> None:
-        """Replace the heads by fresh ones for these subjects; everything shared stays."""
-        width = self.latent
-        fresh = {name: nn.Linear(voxels[name], width) for name in sorted(voxels)}
-        self.heads = nn.ModuleDict(fresh)
+    def with_subjects(self, voxels: Mapping[str, int], *, keep: bool = False) -> None:
+        """Fresh heads for these subjects; everything shared stays, and with `keep` the other subjects' heads."""
+        heads: dict[str, nn.Module] = {name: nn.Linear(voxels[name], self.latent) for name in sorted(voxels)}
+        if keep:
+            heads |= {name: head for name, head in self.heads.items() if name not in heads}
+        self.heads = nn.ModuleDict({name: heads[name] for name in sorted(heads)})
+
+    def add_adapters(self, rank: int) -> None:
+        """Give every block of the backbone a low-rank adapter that changes nothing yet.
+
+        Raises InputError when there are adapters of another rank, or no block to adapt.
+        """
+        has = self._sizes.get("adapter_rank", 0)
+        if has not in (0, rank) or not len(self.backbone):
+            raise InputError(
+                f"adapters of rank {rank} do not fit a decoder of {len(self.backbone)} blocks with adapters of rank "
+                f"{has}: use its rank, or train its head or the whole"
+            )
+        if not has:
+            for block in self.backbone:
+                assert isinstance(block, ResidualBlock)
+                block.adapter = Adapter(self.latent, block.expand.out_features, rank)
+            self._sizes["adapter_rank"] = rank
 
 
 def decay_groups(

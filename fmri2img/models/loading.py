@@ -7,6 +7,7 @@ import numpy as np
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import DamageError
+from fmri2img.models.adapters import rank_of
 from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.linear import RidgeDecoder
@@ -36,7 +37,10 @@ def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjec
     else:
         decoder = DecoderConfig.model_validate(recipe.get("decoder", {})).build(voxels, spaces)
     try:
-        decoder.load_state_dict(schema.load_tensors(found.path, weights, manifest=manifest), strict=True)
+        tensors = schema.load_tensors(found.path, weights, manifest=manifest)
+        if isinstance(decoder, MultiSubjectDecoder) and rank_of(tensors):
+            decoder.add_adapters(rank_of(tensors))
+        decoder.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise DamageError(
             f"{found.path}: the weights do not fit the manifest: {' '.join(str(error).split())}"

@@ -68,13 +68,17 @@ def set_rate(groups: list[dict[str, Any]], rate: float) -> None:
 def plain_state(optimiser: torch.optim.Optimizer, decoder: nn.Module) -> dict[str, Tensor]:
     """Moments and count of an optimiser that holds whole parameters."""
     tensors: dict[str, Tensor] = {COUNT: torch.tensor(0.0)}
+    counts: dict[str, Tensor] = {}
     for name, parameter in decoder.named_parameters():
         state = optimiser.state.get(parameter)
         if state:
-            tensors[COUNT] = torch.as_tensor(state["step"]).detach().float().cpu().clone()
+            counts[name] = torch.as_tensor(state["step"]).detach().float().cpu().clone()
+            tensors[COUNT] = torch.maximum(tensors[COUNT], counts[name])
             for moment in MOMENTS:
                 tensors[f"{moment}.{name}"] = state[moment].detach().float().cpu().clone().reshape(-1)
-    return tensors
+    # Parameters that were fixed for some steps have had fewer updates.
+    fewer = {f"{COUNT}.{name}": n for name, n in counts.items() if n != tensors[COUNT]}
+    return tensors | fewer
 
 
 def load_plain_state(
@@ -84,7 +88,7 @@ def load_plain_state(
     for name, parameter in decoder.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state = optimiser.state[parameter]
-            state["step"] = tensors[COUNT].clone()
+            state["step"] = tensors.get(f"{COUNT}.{name}", tensors[COUNT]).clone()
             for moment in MOMENTS:
                 value = tensors[f"{moment}.{name}"].reshape(parameter.shape)
                 state[moment] = value.to(parameter.device, parameter.dtype).clone()
