@@ -7,6 +7,7 @@ filling and the blocks at the end: damage there alters no value that is read, an
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,17 +33,28 @@ HEADER = {
 }
 
 
-@pytest.fixture
-def toned(tiny: Dataset) -> Dataset:
-    """`tiny` with a feature space of vectors."""
-    return add_feature_space(
-        tiny.path,
+@pytest.fixture(scope="session")
+def built_toned(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Path:
+    """`built` with a feature space of vectors, not to be changed."""
+    folder = tmp_path_factory.mktemp("toned") / "tiny"
+    shutil.copytree(built, folder)
+    add_feature_space(
+        folder,
         name="tone",
         shape=(3,),
         dtype="bfloat16",
         extractor={},
         compute=lambda pictures, _: np.stack([picture.mean((0, 1)) for picture in pictures]),
     )
+    return folder
+
+
+@pytest.fixture
+def toned(tiny: Dataset, built_toned: Path) -> Dataset:
+    """A copy of it that a test may change, where `damage` works."""
+    shutil.rmtree(tiny.path)
+    shutil.copytree(built_toned, tiny.path)
+    return Dataset.open(tiny.path)
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
