@@ -40,6 +40,15 @@ class Handle:
             os.close(self.descriptor)
 
 
+def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes, fewer only where the file ends: some network file systems give them in parts."""
+    parts, found = [], 0
+    while found < size and (part := os.pread(descriptor, size - found, offset + found)):
+        parts.append(part)
+        found += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def _files_allowed() -> int:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 8192 if allowed == resource.RLIM_INFINITY else min(8192, allowed)
@@ -102,7 +111,7 @@ class FilePool:
             DamageError: the file is missing, has another size than the manifest says, or other bytes there.
         """
         handle = self.open(entry)  # kept until the read is done, so that no eviction closes it
-        data = os.pread(handle.descriptor, size, offset)
+        data = _read_all(handle.descriptor, size, offset)
         if len(data) != size:
             raise self.cut(entry, offset, size, len(data), key)
         if crc32_of(data) != crc32:
@@ -133,16 +142,18 @@ class FilePool:
         if not len(out):
             return
         size, view, lead = out[0].nbytes, out.reshape(-1).view(np.uint8).data, bytearray(len(head))
-        files = [entry.file for entry in entries]
+        whole, files = len(head) + size, [entry.file for entry in entries]
         order = sorted(range(len(files)), key=list(zip(files, offsets.tolist(), strict=True)).__getitem__)
         last = ""
         for line, offset, check in zip(order, offsets[order].tolist(), checks[order].tolist(), strict=True):
             if files[line] != last:
                 handle, last = self.open(entries[line]), files[line]
             piece = view[line * size : (line + 1) * size]
-            found = os.preadv(handle.descriptor, (lead, piece) if head else (piece,), offset)
-            if found != len(head) + size:
-                raise self.cut(entries[line], offset, len(head) + size, found, str(keys[line]))
+            if os.preadv(handle.descriptor, (lead, piece) if head else (piece,), offset) != whole:
+                data = _read_all(handle.descriptor, whole, offset)
+                if len(data) != whole:
+                    raise self.cut(entries[line], offset, whole, len(data), str(keys[line]))
+                lead[:], piece[:] = data[: len(head)], data[len(head) :]
             if crc32_of(piece, crc32_of(lead)) != check:
                 raise self.wrong(entries[line], offset, str(keys[line]))
             if lead != head:

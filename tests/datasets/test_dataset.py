@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -76,6 +77,19 @@ def test_a_pool_keeps_few_files_open_and_reads_from_all(tiny: Dataset) -> None:
         True
     ) <= 2
     assert len(pool._open) == 2
+
+
+def test_a_file_system_that_gives_bytes_in_parts_changes_nothing(
+    tiny: Dataset, reading: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = tiny.samples("subj01", "train")
+    rows, repeats = trials_of(samples)
+    truth = tiny.stored_trials(samples, rows, repeats)
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 7), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, into, offset: preadv(file, [into[0][:3]], offset))
+    np.testing.assert_array_equal(tiny.stored_trials(samples, rows, repeats), truth)
+    reading(tiny.path)
 
 
 @dataclass
