@@ -10,17 +10,19 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path, PosixPath
 from typing import Any
 
 from fmri2img.datasets.cache import BYTES, FileCache, open_cache
 from fmri2img.datasets.dataset import Dataset
+from fmri2img.datasets.fetch_ahead import Ahead
 from fmri2img.datasets.fetch_bytes import land, read_whole
 from fmri2img.datasets.fetch_link import PROTOCOLS, Link, file_system, patiently
 from fmri2img.datasets.files import FilePool, Handle, damage
 from fmri2img.datasets.manifest import MANIFEST, DatasetManifest, FileEntry, read_manifest
-from fmri2img.errors import DamageError, Fmri2imgError, InputError
+from fmri2img.errors import DamageError, InputError
 from fmri2img.files import sha256_file, write_atomic
 
 _pinned: dict[str, DatasetManifest] = {}
@@ -58,7 +60,7 @@ class RemoteFiles:
 
     def __init__(self, url: str, cache: FileCache, link: Link | None = None) -> None:
         self.url, self.cache, self.link = url.rstrip("/"), cache, link or Link()
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "cache": self.cache, "link": self.link}
@@ -85,53 +87,23 @@ class RemoteFiles:
     def prefetch(self, entries: Iterable[FileEntry]) -> None:
         """Fetch files in the background, in this order; what was asked for before and has not begun is dropped.
 
-        No more than half of the cache is filled ahead. A failure ends the work; whoever reads the file meets it.
+        Where the cache cannot hold them all, the first of them fill half of it. A failure ends the work; whoever reads
+        the file meets it.
         """
         with _locks["starting"]:
             if self._ahead is None or self._ahead.process != os.getpid():  # a fork takes no threads along
-                self._ahead = _Ahead(self.locate)
-        wanted, room = [], self.cache.limit // 2
-        for entry in entries:
-            room -= entry.bytes
-            if room < 0:
-                break
-            wanted.append(entry)
+                self._ahead = Ahead(self.locate)
+        wanted = list(entries)
+        sizes = list(accumulate(entry.bytes for entry in wanted))
+        if sizes and sizes[-1] > self.cache.limit:
+            wanted = [
+                entry for entry, size in zip(wanted, sizes, strict=True) if size <= self.cache.limit // 2
+            ]
         self._ahead.want(wanted)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is fetched in the background; whether that is so."""
         return self._ahead is None or self._ahead.idle.wait(timeout)
-
-
-class _Ahead:
-    """The thread that fetches ahead of its reader."""
-
-    def __init__(self, locate: Callable[[FileEntry], Path]) -> None:
-        self.process, self.idle = os.getpid(), threading.Event()
-        self._locate, self._wanted = locate, list[FileEntry]()
-        self._changed = threading.Condition()
-        self.idle.set()
-        threading.Thread(target=self._work, name="fmri2img prefetch", daemon=True).start()
-
-    def want(self, entries: Sequence[FileEntry]) -> None:
-        with self._changed:
-            self._wanted = list(entries)
-            if self._wanted:
-                self.idle.clear()
-                self._changed.notify()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._wanted:
-                    self.idle.set()
-                    self._changed.wait()
-                entry = self._wanted.pop(0)
-            try:
-                self._locate(entry)
-            except (Fmri2imgError, OSError):  # the reader of this file asks again, and raises what it meets
-                with self._changed:
-                    self._wanted = []
 
 
 class RemotePool(FilePool):

@@ -284,12 +284,20 @@ def test_prefetching_brings_shards_before_they_are_read(remote: RemoteDataset, p
         remote.shard_samples(3)
 
 
-def test_prefetching_fills_half_of_the_cache_at_most(remote: RemoteDataset, tmp_path: Path) -> None:
-    small = RemoteDataset(remote.manifest, remote.remote)
-    small.remote.cache = FileCache(tmp_path / "small", 30_000)
-    small.prefetch(range(len(remote.manifest.shards)))
-    assert small.remote.wait(20)
-    assert 0 < small.remote.cache.used() <= 15_000
+def test_prefetching_fills_half_of_a_cache_that_cannot_hold_all(
+    remote: RemoteDataset, tmp_path: Path
+) -> None:
+    shards = range(len(remote.manifest.shards))
+    columns = [shard.columns["responses"] for shard in remote.manifest.shards]
+    total = sum(column.bytes + column.index.bytes for column in columns)
+    remote.remote.cache = FileCache(tmp_path / "small", total - 1)
+    remote.prefetch(shards)
+    assert remote.remote.wait(20)
+    assert 0 < remote.remote.cache.used() <= (total - 1) // 2
+    remote.remote.cache = FileCache(tmp_path / "enough", total)
+    remote.prefetch(shards)
+    assert remote.remote.wait(20)
+    assert remote.remote.cache.used() == total
 
 
 def test_a_failed_prefetch_is_met_by_the_reader_alone(remote: RemoteDataset, published: Any) -> None:
