@@ -143,14 +143,13 @@ def stopped(error: OSError, folder: Path, step: int) -> StoppedError:
     """
     try:
         found = find_latest(folder)
-    except DamageError:
-        found = None
-    why = error.strerror or str(error)
-    if found is None:
         kept = "none is committed yet, so it begins anew"
-    else:
-        size = sum(record.bytes for record in found.manifest.files.values())
-        kept = f"it goes on from {found.path.name}, the last good one ({size / 1e6:,.2f} MB)"
+        if found is not None:
+            size = sum(record.bytes for record in found.manifest.files.values())
+            kept = f"it goes on from {found.path.name}, the last good one ({size / 1e6:,.2f} MB)"
+    except (DamageError, OSError):
+        kept = "but none of its checkpoints can be read whole now"
+    why = error.strerror or str(error)
     mend = {
         errno.ENOSPC: "free space there",
         errno.EDQUOT: "free space or raise the quota there",

@@ -106,6 +106,20 @@ def test_what_was_saved_is_what_the_decoder_was_then_not_what_it_was_built_as(
     assert torch.equal(loaded.heads["subj09"].weight, decoder.heads["subj09"].weight)  # type: ignore[arg-type]
 
 
+def test_adapters_and_kept_heads_come_back_too(made: Callable[[str], Pretrained], tmp_path: Path) -> None:
+    decoder = made("decoder")
+    assert isinstance(decoder, MultiSubjectDecoder)
+    decoder.with_subjects({"subj09": 6}, keep=True)
+    decoder.add_adapters(2)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.5)
+    loaded = MultiSubjectDecoder.from_pretrained(decoder.save_pretrained(tmp_path / "out"))
+    assert loaded.layout().voxels == VOXELS | {"subj09": 6}
+    assert loaded.layout().sizes["adapter_rank"] == 2
+    assert_same(decoder, loaded)
+
+
 def test_the_config_holds_every_size_that_a_recipe_may_set(made: Callable[[str], Pretrained]) -> None:
     assert set(made("decoder").layout().sizes) == set(DecoderConfig.model_fields)
 

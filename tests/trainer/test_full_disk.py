@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import StoppedError
+from fmri2img.trainer import collectives
 from fmri2img.trainer.stages import StageSpec, finetune
 from fmri2img.trainer.state import Identity, write_step
 from fmri2img.trainer.watch import Watch, read_records
@@ -98,6 +99,20 @@ def test_a_disk_too_full_for_any_checkpoint_says_that_the_run_begins_anew(tmp_pa
     with pytest.raises(StoppedError, match="run the same command: none is committed yet, so it begins anew"):
         write(tmp_path / "run", 10)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_full_disk_under_damaged_checkpoints_promises_nothing(tmp_path: Path, disk: Disk) -> None:
+    (write(tmp_path, 10) / "config.json").unlink()
+    disk.fill_at(0)
+    with pytest.raises(StoppedError, match="but none of its checkpoints can be read whole now"):
+        write(tmp_path, 20)
+
+
+def test_the_other_ranks_stop_resumable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = ("StoppedError", "runs/a did not take the checkpoint of step 20", 75)
+    monkeypatch.setattr(collectives, "gather_objects", lambda value: [story, None])
+    with pytest.raises(StoppedError, match="rank 0 failed with StoppedError: runs/a did not take"):
+        collectives.fail_together(None)
 
 
 def test_weights_that_the_disk_does_not_take_are_a_full_disk_too(
