@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,3 +293,30 @@ def test_what_a_tar_header_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the header of a tar"):
         write_column(tmp_path, "subj01/train-00000", "responses", [("k" * 100, {"json": b""})])
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_memory_does_not_grow_with_the_number_of_trials(tmp_path: Path, make_source: Any) -> None:
+    class Large:
+        voxels = 4000
+
+        def __init__(self, sessions: int) -> None:
+            self.sessions = list(range(1, sessions + 1))
+
+        def voxel_table(self) -> dict[str, np.ndarray]:
+            return {}
+
+        def session(self, session: int) -> SessionTrials:
+            generator = np.random.default_rng(session)
+            responses = generator.standard_normal((300, self.voxels), dtype=np.float32)
+            return SessionTrials(responses, generator.integers(0, 150, 300))
+
+    peaks = []
+    for sessions in (2, 16):
+        source = make_source(subjects={"subj01": Large(sessions)})
+        tracemalloc.start()
+        build_dataset(source, tmp_path / f"{sessions}", samples_per_shard=8)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    a_session, statistics = 300 * 4000 * 4, 14 * 2 * 4000 * 8
+    assert peaks[1] - peaks[0] < statistics + 0.2 * a_session
+    assert peaks[1] < 5 * a_session

@@ -21,6 +21,7 @@ from fmri2img.datasets.manifest import (
 from fmri2img.errors import DamageError
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
+WINDOWS = GOLDEN.with_name("v1-windows")
 FINGERPRINT = "2d5b9a9011cc03f17ff4491cf319beabec4ce3cbb9c0ec12a1a74f38e9266e7e"
 
 
@@ -94,3 +95,31 @@ def test_a_data_set_written_by_version_1_is_still_read() -> None:
     assert dataset.captions(samples, 1) == ["picture 1"]
     assert dataset.feature(samples, 1, "tone").tolist() == [29.5, 30.5, 31.5]
     assert dataset.voxel_table("subj01")["roi"].tolist() == ["V1", "V1", "V2", ""]
+
+
+def test_a_data_set_of_windows_with_behaviour_and_a_split_of_a_session_is_still_read() -> None:
+    assert verify(WINDOWS) == []
+    dataset = Dataset.open(WINDOWS)
+    assert dataset.fingerprint == "42689b9b9be4b33473708c5a35c6c728f0d7829f52ae7c26264ff99f77adff5d"
+    assert dataset.manifest.subjects["subj01"].window == 2
+    assert dataset.manifest.subjects["subj01"].behaviour == ["isold", "rt"]
+    samples = dataset.samples("subj01", "train")
+    values = {
+        session: (np.cos(np.arange(24).reshape(4, 2, 3) * session) * 3 + session).astype(np.float32)
+        for session in (1, 2)
+    }
+    for i, picture in enumerate(samples.nsd_id.tolist()):
+        expected, trials = [], []
+        for session, raw in values.items():
+            seen = (np.arange(4) + session) % 3
+            basis = raw[seen != 2].reshape(-1, 3).astype(np.float64)
+            expected += list(((raw - basis.mean(0)) / basis.std(0))[seen == picture])
+            for trial in np.flatnonzero(seen == picture).tolist():
+                speed = None if trial == 1 else trial / 4
+                trials.append({"session": session, "trial": 2 * trial + 1, "rt": speed, "isold": trial % 2})
+        np.testing.assert_allclose(dataset.responses(samples, i), expected, rtol=2e-3, atol=1e-3)
+        assert dataset.trials(samples, i) == trials
+        assert abs(int(dataset.picture(samples, i)[4, 4, 0]) - (60 * picture + 20)) <= 2
+    first = dataset.samples("subj01", "first")
+    assert first.sessions.max() == 1
+    assert dataset.responses(first, 0).shape == (int(first.repeats[0]), 2, 3)
