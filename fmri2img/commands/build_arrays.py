@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional, UseAppendAction
 
-from fmri2img.console import output, stage
+from fmri2img.commands.building import build
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,7 @@ class BuildArrays:
     """key.key=value to change in the YAML file, for example split.test_sessions=[3]"""
 
     def run(self) -> None:
-        from fmri2img.datasets import ArraysSource, ArraysSpec, build_dataset
+        from fmri2img.datasets import ArraysSource, ArraysSpec
 
         spec = ArraysSpec.load(self.spec, root=self.root, overrides=list(self.set))
-        with stage("Data set", "trials") as tell:
-            build_dataset(
-                ArraysSource(spec),
-                self.out,
-                normalise=spec.normalise,
-                progress=lambda what, done, total: tell(done, total, what),
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+        build(ArraysSource(spec), self.out, normalise=spec.normalise)

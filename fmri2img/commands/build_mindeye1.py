@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from fmri2img.console import output, stage
+from fmri2img.commands.building import build, names_of
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,8 @@ class BuildMindEye1:
     """pictures of one subject in a shard"""
 
     def run(self) -> None:
-        from fmri2img.datasets import build_dataset
         from fmri2img.datasets.prepared.mindeye1 import MindEye1Source
 
-        names = [name for text in self.subjects for name in text.split(",") if name]
+        names = names_of(self.subjects)
         source = MindEye1Source(self.root, names, captions=self.captions)
-        with stage("Data set", "trials") as tell:
-            build_dataset(
-                source,
-                self.out,
-                normalise=self.normalise,
-                samples_per_shard=self.samples_per_shard,
-                progress=lambda what, done, total: tell(done, total, what),
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+        build(source, self.out, normalise=self.normalise, samples_per_shard=self.samples_per_shard)

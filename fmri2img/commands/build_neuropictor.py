@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from fmri2img.console import output, stage
+from fmri2img.commands.building import build, names_of
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,13 @@ class BuildNeuropictor:
     """pictures of one subject in a shard"""
 
     def run(self) -> None:
-        from fmri2img.datasets import build_dataset
         from fmri2img.datasets.prepared.neuropictor import NeuroPictorSource
 
-        names = tuple(name for text in self.subjects for name in text.split(",") if name)
-        with stage("Data set", "maps") as tell:
-            build_dataset(
-                NeuroPictorSource(self.root, names, self.whole_map),
-                self.out,
-                samples_per_shard=self.samples_per_shard,
-                normalise=self.normalise,
-                progress=lambda what, done, total: tell(done, total, what),
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+        names = names_of(self.subjects)
+        build(
+            NeuroPictorSource(self.root, names, self.whole_map),
+            self.out,
+            samples_per_shard=self.samples_per_shard,
+            normalise=self.normalise,
+            unit="maps",
+        )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from fmri2img.console import output, stage
+from fmri2img.commands.building import build, names_of
+from fmri2img.console import output
 from fmri2img.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,23 +57,14 @@ class BuildNsd:
     """time series: seconds between volumes; the space's own otherwise"""
 
     def run(self) -> None:
-        from fmri2img.datasets import build_dataset
         from fmri2img.datasets.nsd.release import NsdRelease
 
-        names = tuple(name for text in self.subjects for name in text.split(",") if name)
+        names = names_of(self.subjects)
         release = NsdRelease(self.release, names, _last(self.sessions), self.picture_size)
         source = self._source(release)
         if release.captions is None:
             output().print("No COCO captions in the release's folder: the data set will have none.")
-        with stage("Data set", "trials") as tell:
-            build_dataset(
-                source,
-                self.out,
-                samples_per_shard=self.samples_per_shard,
-                normalise=self.normalise,
-                progress=lambda what, done, total: tell(done, total, what),
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+        build(source, self.out, samples_per_shard=self.samples_per_shard, normalise=self.normalise)
 
     def _source(self, release: "NsdRelease") -> "NsdSource":
         from fmri2img.datasets.nsd.sources import betas_source, surface_source, timeseries_source

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from fmri2img.console import output, stage
+from fmri2img.commands.building import build
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class BuildSimulated:
     """pictures that every subject sees, three times each, never to be trained on"""
 
     def run(self) -> None:
-        from fmri2img.datasets import build_dataset
         from fmri2img.simulation import Simulation, SimulationSpec
 
         spec = SimulationSpec(
@@ -33,8 +32,4 @@ class BuildSimulated:
             trials_per_session=self.trials,
             test_pictures=self.test_pictures,
         )
-        with stage("Simulated data", "trials") as tell:
-            build_dataset(
-                Simulation(spec), self.out, progress=lambda what, done, total: tell(done, total, what)
-            )
-        output().print(f"Data set in {self.out}; next: fmri2img features {self.out}")
+        build(Simulation(spec), self.out)

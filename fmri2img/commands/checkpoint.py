@@ -117,8 +117,8 @@ class CheckpointExport:
         from fmri2img.models.loading import load_decoder
 
         found = schema.resolve(self.path)
-        for passed, why in found.passed_over:
-            output().print(f"{passed.name} is passed over: {why}", markup=False)
+        for line in found.warnings:
+            output().print(line, markup=False)
         name = {"model": schema.MODEL_NAME, "ema": schema.EMA_NAME}[self.weights]
         decoder = load_decoder(found.path, weights=name)
         decoder.save_pretrained(self.out, found=found, license=self.license)
