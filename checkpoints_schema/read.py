@@ -44,6 +44,11 @@ class Found:
     manifest: CheckpointManifest
     passed_over: tuple[tuple[Path, str], ...] = ()
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each newer checkpoint that was passed over; commands print them."""
+        return [f"{path.name} is passed over: {why}" for path, why in self.passed_over]
+
 
 def step_name(step: int) -> str:
     """`step-00012000` for 12000; names sort as steps do up to 99 999 999."""

@@ -48,6 +48,8 @@ def check_run_folder(out: Path, *, kind: Literal["decoder", "ridge"]) -> None:
     """Raise InputError when `out` cannot be the folder of a run, or holds a run of the other kind."""
     check_folder(out, ("checkpoints", METRICS, WORKERS), what="run")
     found = schema.find_latest(out)
+    for line in () if found is None else found.warnings:
+        output().print(line, markup=False)
     if found is not None and found.manifest.kind != kind:
         raise InputError(
             f"{out} holds a run that made a {found.manifest.kind}, not a {kind}: give another --out"

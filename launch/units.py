@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
 from fmri2img import checkpoints_schema as schema
+from fmri2img.console import output
 from fmri2img.datasets import Dataset
 from fmri2img.errors import DamageError, InputError
 from fmri2img.files import digest_json, sha256_file, staged_folder, write_json
@@ -64,6 +65,8 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
     Raises InputError for subjects that the checkpoint has no head for, other voxel counts, or other data.
     """
     found = schema.resolve(checkpoint)
+    for line in found.warnings:
+        output().print(line, markup=False)
     dataset = Dataset.open(data)
     subjects = list(subjects) or [name for name in found.manifest.subjects if name in dataset.subjects]
     twice = sorted({name for name in subjects if subjects.count(name) > 1})

@@ -142,6 +142,19 @@ def test_export_takes_the_checkpoint_before_a_damaged_one_and_says_so(
     assert "is there already and nothing is written over" in capsys.readouterr().err
 
 
+def test_commands_say_which_checkpoint_they_pass_over(
+    runs: Path, broken: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(newest(broken) / "state/position.json", "removed", newest(broken))
+    flags = ["--data", str(data), "--out", str(tmp_path / "out"), "--subjects", "subj01", "--workers", "0"]
+    assert run(["reconstruct", "--from", str(broken), *flags]) == 0
+    told = "step-00000006 is passed over: state/position.json: is in the manifest but not in the folder"
+    assert told in " ".join(capsys.readouterr().out.split())
+    again = ["--data", str(data), "--out", str(broken), "--subject", "subj01", "--baseline", "scratch"]
+    assert run(["finetune", *again]) == 2  # with another recipe, which is found out after it was told
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
 def test_averaged_weights_are_exported_when_asked(broken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["checkpoint", "export", str(broken), str(out), "--weights", "ema"]) == 0
