@@ -105,7 +105,7 @@ class SubjectBuild:
         test, moments = mark_test(self.source, self.subject, session, ids), Moments()
         steps = responses.shape[1] if responses.ndim == 3 else 1
         moments.add(responses.reshape(-1, source.voxels), np.repeat(~test, steps))
-        behaviour = {name: np.asarray(v, np.float64) for name, v in trials.behaviour.items()}
+        behaviour = {name: _as_written(np.asarray(v)) for name, v in trials.behaviour.items()}
         scale, clipped = own_scale(self.normalise, moments, steps), 0
         if scale is not None:
             responses, clipped = scale.apply(responses)
@@ -157,6 +157,12 @@ class SubjectBuild:
         found = {column: entry.model_dump() for column, entry in columns.items()}
         self.workshop.record("shard", name, columns=found, clipped=responses.clipped)
         return {"columns": found, "clipped": responses.clipped}
+
+
+def _as_written(values: np.ndarray) -> np.ndarray:
+    """Numbers as float64; those of fewer digits are taken as they print, 0.84 and not 0.8399999737739563."""
+    short = values.dtype.kind == "f" and values.dtype.itemsize < 8
+    return (values.astype(str) if short else values).astype(np.float64)
 
 
 def _files(columns: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -82,6 +82,15 @@ def test_trials_carry_their_numbers_and_behaviour(tmp_path: Path, make_source: A
     assert verify(dataset.path) == []
 
 
+def test_single_precision_behaviour_is_stored_with_the_digits_it_has(
+    tmp_path: Path, make_source: Any
+) -> None:
+    speed = np.array([0.84, 1e-7, 3, np.nan] * 3, np.float32)
+    source = offering(make_source, behaviour=lambda *_: {"rt": speed})
+    dataset = build_dataset(source, tmp_path / "set")
+    assert {trial["rt"] for _, trial in all_trials(dataset, "subj01")} == {0.84, 1e-7, 3, None}
+
+
 def test_windows_are_z_scored_by_voxel_over_trials_and_time(tmp_path: Path, make_source: Any) -> None:
     source = offering(make_source, responses=windows)
     dataset = build_dataset(source, tmp_path / "set", samples_per_shard=4)
