@@ -163,6 +163,24 @@ def test_a_path_without_a_checkpoint_is_told_in_one_line(
         assert why in line and "pass a run folder" in line
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "",
+            "a command is missing; use one of inspect, verify, migrate, export; see fmri2img checkpoint --help",
+        ),
+        ("migrate x", "missing --out; see fmri2img checkpoint migrate --help"),
+        ("export x y --to zip", "--to zip: use one of hf-folder; see fmri2img checkpoint export --help"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    assert run(["checkpoint", *line.split()]) == 2
+    assert capsys.readouterr().err == f"fmri2img: error: {said}\n"
+
+
 def test_a_run_of_an_old_version_is_written_anew_elsewhere_and_stays_as_it_was(
     committed: Commit,
     old_version: Callable[[Path], None],
