@@ -21,7 +21,7 @@ from typing import Any
 
 from fmri2img.datasets.fetch_bytes import digests_of, land
 from fmri2img.datasets.fetch_link import Link
-from fmri2img.datasets.fetch_listing import Remote
+from fmri2img.datasets.fetch_listing import Remote, digests_expected
 from fmri2img.errors import DamageError, InputError
 
 RECORD = ".fetched.jsonl"
@@ -56,7 +56,7 @@ def fetch(
     """
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        landed = Landed(out)
+        landed = Landed(out, link)
         todo = [file for file in files if not landed.holds(file, reread=reread)]
         _tidy(todo, out)
         needed, free = bytes_to_fetch(todo, out), free_bytes(out)
@@ -94,8 +94,8 @@ def free_bytes(out: Path) -> int:
 class Landed:
     """Which files have landed in a folder, as `.fetched.jsonl` says. Safe to use from several threads."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self._lock = out, threading.Lock()
+    def __init__(self, out: Path, link: Link) -> None:
+        self.out, self.link, self._lock = out, link, threading.Lock()
         self._lines: dict[str, dict[str, Any]] = {}
         try:
             text = (out / RECORD).read_text()
@@ -117,25 +117,30 @@ class Landed:
         """Whether a file is there as announced; read, and put down, if it changed since it landed."""
         if not self.seems(file):
             return False
-        row, announced = self._lines.get(file.file, {}), dict(file.announced)
-        known = row.get("digests", {})
-        touched = row.get("mtime_ns") != (self.out / file.file).stat().st_mtime_ns
-        if not reread and not touched and row.get("bytes") == file.bytes and announced.keys() <= known.keys():
-            return all(known[name] == digest for name, digest in announced.items())
-        found = digests_of(self.out / file.file, {"sha256", *announced})
-        expected = announced or {name: known[name] for name in ("sha256",) if name in known}
+        row = self._lines.get(file.file, {})
+        known = {name: row.get(name) for name in ("bytes", "announced", "mtime_ns")}
+        if not reread and known == self._known(file):
+            return True
+        expected = digests_expected(file, self.link)
+        if not expected and "sha256" in row:
+            expected = {"sha256": row["sha256"]}
+        found = digests_of(self.out / file.file, {"sha256", *expected})
         if any(found[name] != digest for name, digest in expected.items()):
             return False
-        self.add(file, found)
+        self.add(file, found["sha256"])
         return True
 
-    def add(self, file: Remote, digests: dict[str, str]) -> None:
-        """Put down that a file is there."""
-        status = (self.out / file.file).stat()
-        row = {"file": file.file, "url": file.url, "bytes": file.bytes, "mtime_ns": status.st_mtime_ns}
+    def add(self, file: Remote, sha256: str) -> None:
+        """Put down that a file is there, and verified."""
+        row = {"file": file.file, "url": file.url, "sha256": sha256} | self._known(file)
         with self._lock, open(self.out / RECORD, "a") as record:
-            self._lines[file.file] = row | {"digests": digests}
-            record.write(json.dumps(self._lines[file.file], sort_keys=True) + "\n")
+            self._lines[file.file] = row
+            record.write(json.dumps(row, sort_keys=True) + "\n")
+
+    def _known(self, file: Remote) -> dict[str, Any]:
+        """By what a file is taken for the one that was verified."""
+        status = (self.out / file.file).stat()
+        return {"bytes": file.bytes, "announced": dict(file.announced), "mtime_ns": status.st_mtime_ns}
 
 
 class _Work:
@@ -155,13 +160,13 @@ class _Work:
             file.url,
             partial,
             size=file.bytes,
-            expected=dict(file.announced),
+            expected=digests_expected(file, self.link),
             link=self.link,
             tell=lambda place: self._told(file, place),
             stop=self.stop,
         )
         os.replace(partial, path)
-        self.landed.add(file, digests)
+        self.landed.add(file, digests["sha256"])
         self._told(file, file.bytes)
 
     def _told(self, file: Remote, place: int) -> None:

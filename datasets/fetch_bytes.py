@@ -31,7 +31,8 @@ def land(
 
     Args:
         size: of the file, in bytes.
-        expected: hexadecimal digests that its bytes must have, by algorithm (`sha256`, `md5`).
+        expected: hexadecimal digests that its bytes must have, by algorithm: `sha256`, `md5`, or `s3-etag:BYTES` for
+            the ETag of an object that was uploaded to S3 in parts of so many bytes.
         tell: called with the number of bytes that are there.
         stop: ends the work between two blocks when it is set.
 
@@ -87,7 +88,7 @@ def _complete(
     tell: Callable[[int], None] | None,
     stop: threading.Event | None,
 ) -> dict[str, str]:
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    digests = {name: _hash(name) for name in algorithms}
     with open(partial, "a+b") as file, _Blocks(url, size, link, stop) as blocks:
         if file.tell() > size:
             file.truncate(0)
@@ -110,10 +111,43 @@ def _complete(
 
 def digests_of(path: Path, algorithms: Iterable[str]) -> dict[str, str]:
     """Hexadecimal digests of a file by algorithm, read once in pieces."""
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    digests = {name: _hash(name) for name in algorithms}
     with open(path, "rb") as file:
         _digest(file, digests)
     return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+class PartedMd5:
+    """What S3 gives as the ETag of an object uploaded in parts: the MD5 of the parts' MD5s, and their number."""
+
+    def __init__(self, part: int) -> None:
+        self.part, self._left, self._digests = part, part, list[bytes]()
+        self._now = hashlib.md5(usedforsecurity=False)
+
+    def update(self, data: bytes) -> None:
+        view = memoryview(data)
+        while len(view):
+            self._now.update(view[: self._left])
+            taken = min(self._left, len(view))
+            view, self._left = view[taken:], self._left - taken
+            if not self._left:
+                self._close()
+
+    def hexdigest(self) -> str:
+        if self._left != self.part:
+            self._close()
+        return (
+            f"{hashlib.md5(b''.join(self._digests), usedforsecurity=False).hexdigest()}-{len(self._digests)}"
+        )
+
+    def _close(self) -> None:
+        self._digests.append(self._now.digest())
+        self._now, self._left = hashlib.md5(usedforsecurity=False), self.part
+
+
+def _hash(name: str) -> Any:
+    kind, _, part = name.partition(":")
+    return PartedMd5(int(part)) if kind == "s3-etag" else hashlib.new(name, usedforsecurity=False)
 
 
 def _digest(file: BinaryIO, digests: Mapping[str, Any]) -> None:

@@ -116,10 +116,37 @@ def _remote(want: Wanted, path: str, info: Mapping[str, Any]) -> Remote:
 
 
 def _announced(url: str, info: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """S3 gives the MD5 of what was uploaded in one piece as its ETag, the Hugging Face hub sha256 of large files."""
+    """S3's ETag (the MD5 of what was uploaded in one piece), or the hub's sha256 of a large file."""
     tag = str(info.get("ETag", "")).strip('"')
-    if url.startswith("s3://") and re.fullmatch(r"[0-9a-f]{32}", tag):
-        return (("md5", tag),)
+    if url.startswith("s3://") and re.fullmatch(r"[0-9a-f]{32}(-\d+)?", tag):
+        return (("s3-etag" if "-" in tag else "md5", tag),)
     lfs = info.get("lfs")
     sha256 = lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)
     return (("sha256", sha256),) if sha256 else ()
+
+
+def digests_expected(file: Remote, link: Link) -> dict[str, str]:
+    """The digests that a file's bytes must have, by algorithm as `land` takes them.
+
+    S3 says how long the parts of an object are when it is asked for the first. What it says of objects that it encrypts
+    with a key of its own is no digest of their bytes, and left out.
+    """
+    expected = dict(file.announced)
+    tag = expected.pop("s3-etag", None)
+    if tag is None:
+        return expected
+
+    def ask() -> Mapping[str, Any]:
+        system, path = file_system(file.url, link)
+        bucket, key, _ = system.split_path(path)
+        found: Mapping[str, Any] = system.call_s3("head_object", Bucket=bucket, Key=key, PartNumber=1)
+        return found
+
+    try:
+        found = patiently(file.url, link, ask)
+    except InputError:
+        return expected  # a store that does not know parts
+    part, encrypted = found["ContentLength"], str(found.get("ServerSideEncryption", "")).startswith("aws:kms")
+    if part and not encrypted and -(-file.bytes // part) == int(tag.partition("-")[2]):
+        expected[f"s3-etag:{part}"] = tag
+    return expected

@@ -68,7 +68,7 @@ class DataFetch:
         link = Link() if self.mirror else Link(options=source.options)
         output().print(f"Listing {source.about} ...")
         files = list_files(chosen, link, self.sessions)
-        landed = Landed(self.out)
+        landed = Landed(self.out, link)
         todo = [file for file in files if not landed.seems(file)]
         if self.dry_run:
             _show(files)

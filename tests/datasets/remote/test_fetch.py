@@ -16,7 +16,7 @@ import pytest
 
 from fmri2img.datasets.fetch import RECORD, bytes_to_fetch, fetch, free_bytes
 from fmri2img.datasets.fetch_link import Link
-from fmri2img.datasets.fetch_listing import Remote, list_files
+from fmri2img.datasets.fetch_listing import Remote, digests_expected, list_files
 from fmri2img.datasets.fetch_sources import MINDEYE2, NSD, SOURCES, Wanted, wanted
 from fmri2img.errors import DamageError, InputError, StoppedError
 
@@ -55,7 +55,10 @@ def test_a_part_is_listed_with_sizes_and_checksums(release: Any, s3_link: Link) 
         data = release.files[f"nsd/{name}"]
         assert (file.url, file.bytes) == (f"s3://nsd/{name}", len(data))
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        assert file.announced == (() if name.endswith("session02.hdf5") else (("md5", md5),))
+        parts = name.endswith("session02.hdf5")
+        assert file.announced == ((("s3-etag", release.etag(file.url[5:])[1:-1]) if parts else ("md5", md5)),)
+        expected = digests_expected(file, s3_link)
+        assert expected == ({"s3-etag:4000": file.announced[0][1]} if parts else {"md5": md5})
 
 
 def test_the_first_sessions_alone_can_be_listed(release: Any, s3_link: Link) -> None:
@@ -122,7 +125,7 @@ def test_files_are_brought_and_put_down_with_their_sha256(
     for file in files:
         data = (tmp_path / file.file).read_bytes()
         assert data == release.files[f"nsd/{file.file}"]
-        assert rows[file.file]["digests"]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert rows[file.file]["sha256"] == hashlib.sha256(data).hexdigest()
     assert list(tmp_path.rglob("*.part")) == []
 
 
@@ -135,8 +138,9 @@ def test_a_second_run_asks_for_no_byte_and_reads_none(
     with monkeypatch.context() as patch:
         patch.setattr("fmri2img.datasets.fetch.digests_of", lambda *_: pytest.fail("read again"))
         assert fetch(files, tmp_path, link=s3_link) == []
-    assert fetch(files, tmp_path, link=s3_link, reread=True) == []
     assert len(release.requests) == before
+    assert fetch(files, tmp_path, link=s3_link, reread=True) == []
+    assert all(request.method == "HEAD" for request in release.requests[before:])
 
 
 def test_a_file_that_was_spoilt_or_cut_or_lost_is_brought_again(
@@ -148,7 +152,7 @@ def test_a_file_that_was_spoilt_or_cut_or_lost_is_brought_again(
     data = bytearray(one.read_bytes())
     data[7] ^= 1
     one.write_bytes(data)
-    two.write_bytes(two.read_bytes()[:-1] + b"?")  # the source announces no digest of it: its own record does
+    two.write_bytes(two.read_bytes()[:-1] + b"?")
     os.utime(two, (1, 1))
     os.truncate(three, 10)
     four.unlink()
@@ -156,6 +160,25 @@ def test_a_file_that_was_spoilt_or_cut_or_lost_is_brought_again(
     assert [(tmp_path / file.file).read_bytes() for file in files] == [
         release.files[f"nsd/{f.file}"] for f in files
     ]
+
+
+def test_of_a_file_without_announced_digest_the_own_record_tells(
+    release: Any, s3_link: Link, tmp_path: Path
+) -> None:
+    files = [replace(file, announced=()) for file in listed(s3_link, "stimuli")]
+    fetch(files, tmp_path, link=s3_link)
+    path = tmp_path / files[0].file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    os.utime(path, (1, 1))
+    assert fetch(files, tmp_path, link=s3_link) == files
+
+
+def test_bytes_of_an_object_uploaded_in_parts_are_checked_too(
+    release: Any, s3_link: Link, tmp_path: Path
+) -> None:
+    release.corrupt(f"nsd/{BETAS}/betas_session02.hdf5", at=8500, times=99)
+    with pytest.raises(DamageError, match=r"betas_session02.hdf5: its s3-etag:4000 is [0-9a-f]{32}-3, but "):
+        fetch(listed(s3_link, "betas"), tmp_path, link=s3_link)
 
 
 def test_damage_that_kept_size_and_date_is_found_when_told_to_read(

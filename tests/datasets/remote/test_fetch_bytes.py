@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmri2img.datasets.fetch_bytes import land, read_whole
+from fmri2img.datasets.fetch_bytes import PartedMd5, land, read_whole
 from fmri2img.datasets.fetch_link import Link
 from fmri2img.errors import DamageError, InputError, StoppedError
 
@@ -167,6 +167,15 @@ def test_the_work_stops_between_two_attempts_when_it_is_told_to(published: Any, 
     with pytest.raises(StoppedError):
         land(published.url(FILE), tmp_path / "file", size=len(DATA), expected=SHA, link=patient, stop=stop)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(("size", "part"), [(5500, 1000), (5000, 1000), (5500, 6000), (5500, 999)])
+def test_the_tag_of_an_object_uploaded_in_parts(size: int, part: int) -> None:
+    parts = [hashlib.md5(DATA[:size][place : place + part]).digest() for place in range(0, size, part)]
+    digest = PartedMd5(part)
+    for place in range(0, size, 700):
+        digest.update(DATA[:size][place : place + 700])
+    assert digest.hexdigest() == f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
 
 
 def test_a_small_file_is_read_whole_and_a_large_one_is_not(way: tuple[str, Link], published: Any) -> None:
