@@ -49,6 +49,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 # After a change of a manifest's models that old readers accept.
 schemas: venv
 	$(BIN)/python -P -c 'from fmri2img.checkpoints_schema.manifest import write_schema; print(write_schema())'
+	$(BIN)/python -P -c 'from fmri2img.checkpoints_schema.exported import write_schema; print(write_schema())'
 	$(BIN)/python -P -c 'from fmri2img.datasets.manifest import write_schema; print(write_schema())'
 
 clean:

@@ -25,6 +25,7 @@ from fmri2img.checkpoints_schema.manifest import (
     Record,
     Shape,
     Step,
+    schema_path,
     sealed,
     utc_now,
     versions,
@@ -153,6 +154,28 @@ def load_exported(folder: Path, config: ExportedConfig) -> dict[str, "torch.Tens
     if problem is not None:
         raise DamageError(f"{folder} is damaged. {problem}. Get the folder again")
     return read_tensors(folder / MODEL_NAME)
+
+
+def export_schema_text() -> str:
+    """The JSON Schema of `config.json`: the text that `schema/exported.v1.json` must hold."""
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"fmri2img/exported.v{EXPORT_VERSION}.json",
+        **ExportedConfig.model_json_schema(),
+    }
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def export_schema_path() -> Path:
+    """Where that schema lies in this installation."""
+    return schema_path().with_name(f"exported.v{EXPORT_VERSION}.json")
+
+
+def write_schema() -> Path:
+    """Write it anew; a change that old readers refuse needs a new format version."""
+    path = export_schema_path()
+    path.write_text(export_schema_text())
+    return path
 
 
 _WAY_OUT = "pass a folder made by `fmri2img checkpoint export` or save_pretrained"

@@ -24,6 +24,7 @@ from fmri2img.checkpoints_schema import (
     resolve,
     verify,
 )
+from fmri2img.checkpoints_schema.exported import EXPORT_VERSION, export_schema_path, export_schema_text
 from fmri2img.checkpoints_schema.manifest import schema_path, schema_text, sealed
 from fmri2img.checkpoints_schema.migrations import MIGRATIONS, Migration, migrate
 from fmri2img.errors import InputError
@@ -43,6 +44,15 @@ def test_the_exported_schema_is_the_one_of_the_models() -> None:
             "checkpoints_schema/schema/checkpoint.v1.json differs from the pydantic models. If old readers "
             "accept the change, write it anew with `make schemas`; if not, it needs a new schema version"
         )
+
+
+def test_the_schema_of_exported_folders_is_the_one_of_the_models_and_their_golden_folders_fit_it() -> None:
+    text = export_schema_path().read_text()
+    assert text == export_schema_text(), "write it anew with `make schemas`, or raise EXPORT_VERSION"
+    folders = sorted((GOLDEN.parent.parent / "models" / "golden").glob(f"pretrained-v{EXPORT_VERSION}-*"))
+    assert len(folders) == 2
+    for folder in folders:
+        jsonschema.validate(json.loads((folder / "config.json").read_text()), json.loads(text))
 
 
 def test_the_golden_folder_fits_the_exported_schema() -> None:
