@@ -17,6 +17,10 @@ _TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
+class AbsentError(InputError):
+    """There is no file at an address."""
+
+
 @dataclass(frozen=True)
 class Link:
     """How a file is reached, and with how much patience.
@@ -68,7 +72,8 @@ def patiently(url: str, link: Link, call: Callable[[], T], stop: threading.Event
     """`call()`, again after a failure that may pass, and not once more when `stop` is set.
 
     Raises:
-        InputError: there is no such file, or no right to read it.
+        AbsentError: there is no such file.
+        InputError: there is no right to read it.
         StoppedError: the link was dead at every attempt.
     """
     from tenacity import (
@@ -169,7 +174,7 @@ def _named(url: str, link: Link, error: Exception) -> Fmri2imgError | None:
             "public bucket."
         )
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return InputError(f"{url} does not exist: check the address.")
+        return AbsentError(f"{url} does not exist: check the address.")
     if status is not None or isinstance(error, (OSError, ValueError)):
         return InputError(f"{url} cannot be read ({said}): check the address.")
     return None

@@ -19,7 +19,7 @@ from fmri2img.datasets.cache import BYTES, FileCache, open_cache
 from fmri2img.datasets.dataset import Dataset
 from fmri2img.datasets.fetch_ahead import Ahead
 from fmri2img.datasets.fetch_bytes import land, read_whole
-from fmri2img.datasets.fetch_link import PROTOCOLS, Link, file_system, patiently
+from fmri2img.datasets.fetch_link import PROTOCOLS, AbsentError, Link, file_system, patiently
 from fmri2img.datasets.files import FilePool, Handle, damage
 from fmri2img.datasets.manifest import MANIFEST, DatasetManifest, FileEntry, read_manifest
 from fmri2img.errors import DamageError, InputError
@@ -72,8 +72,8 @@ class RemoteFiles:
         """Where a file of the manifest lies on this machine, fetched and checked if it was not here.
 
         Raises:
-            DamageError: the stored file is not the one of the manifest.
-            InputError: there is no such file, no right to read it, or no room for it.
+            DamageError: the stored file is missing or not the one of the manifest.
+            InputError: there is no right to read it, or no room for it.
             StoppedError: the link is dead.
         """
         url = f"{self.url}/{entry.file}"
@@ -82,7 +82,10 @@ class RemoteFiles:
             expected = {"sha256": entry.sha256}
             land(url, partial, size=entry.bytes, expected=expected, link=self.link)
 
-        return self.cache.get(entry.sha256, entry.bytes, download)
+        try:
+            return self.cache.get(entry.sha256, entry.bytes, download)
+        except AbsentError:
+            raise damage(Address(self.url), entry.file, "the file is missing") from None
 
     def prefetch(self, entries: Iterable[FileEntry]) -> None:
         """Fetch files in the background, in this order; what was asked for before and has not begun is dropped.

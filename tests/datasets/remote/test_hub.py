@@ -82,5 +82,5 @@ def test_a_hub_that_may_not_be_reached_is_said_at_once(hub: Any, tmp_path: Path)
 def test_a_set_that_is_not_on_the_hub_is_named(server: Any, tmp_path: Path) -> None:
     done = on_hub(server, tmp_path)
     last = done.stderr.splitlines()[-1]
-    assert "InputError" in last
+    assert "does not exist: check the address" in last
     assert SET in last

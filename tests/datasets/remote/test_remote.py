@@ -160,6 +160,14 @@ def test_a_shard_that_stays_damaged_is_named(remote: RemoteDataset, published: A
         remote.responses(samples, 0)
 
 
+def test_a_shard_that_is_missing_is_named(remote: RemoteDataset, published: Any) -> None:
+    samples = remote.samples("subj01", "train")
+    file = remote.manifest.shards[int(samples.shard[0])].columns["responses"].file
+    del published.files[f"bucket/tiny/{file}"]
+    with pytest.raises(DamageError, match=rf"{remote.path}/{file}: the file is missing. Bring the file back"):
+        remote.responses(samples, 0)
+
+
 def test_a_shard_spoilt_on_the_way_is_fetched_again(
     remote: RemoteDataset, folder: Path, published: Any
 ) -> None:
