@@ -8,9 +8,13 @@ finished; the same build goes on from the sessions and shards that are done.
 from __future__ import annotations
 
 import errno
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 import fmri2img
 from fmri2img.datasets.build_subject import SubjectBuild
@@ -103,7 +107,18 @@ def _identity(source: TrialSource, samples_per_shard: int, normalise: str) -> di
         check_subject(subject)
         given[f"{subject}.voxels"] = person.voxels
         given[f"{subject}.sessions"] = session_numbers(subject, person)
+        given[f"{subject}.voxel_table"] = _digest(person.voxel_table())
     return {key: canonical_json(value).decode() for key, value in given.items()}
+
+
+def _digest(table: Mapping[str, np.ndarray]) -> str:
+    """Which voxels a build has: as many others are not the same data."""
+    hasher = hashlib.sha256()
+    for name in sorted(table):
+        array = np.ascontiguousarray(table[name])
+        hasher.update(f"{name} {array.dtype} {array.shape} ".encode())
+        hasher.update(array.tobytes())
+    return hasher.hexdigest()
 
 
 @dataclass

@@ -25,6 +25,8 @@ def info(path: str | Path) -> dict[str, Any]:
         subjects[subject] = {
             "voxels": entry.voxels,
             "sessions": entry.sessions,
+            **({"window": entry.window} if entry.window else {}),
+            **({"behaviour": list(entry.behaviour)} if entry.behaviour else {}),
             "rois": entry.rois,
             "splits": splits,
         }

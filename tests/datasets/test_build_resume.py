@@ -225,6 +225,18 @@ def test_another_build_of_the_folder_is_refused_by_what_differs(
     build_dataset(make_source(), tmp_path / "set", samples_per_shard=2)
 
 
+def test_as_many_voxels_of_another_mask_are_another_build(tmp_path: Path, make_source: Any) -> None:
+    source = make_source()
+    source.picture = lambda nsd_id: (_ for _ in ()).throw(OSError(errno.EIO, "gone"))
+    with pytest.raises(OSError, match="gone"):
+        build_dataset(source, tmp_path / "set")
+    other = make_source()
+    moved = {"roi": np.array(["V1"] * 5), "noise_ceiling": np.linspace(0, 1, 5)}
+    other.subjects["subj01"].voxel_table = lambda: moved
+    with pytest.raises(InputError, match=r"subj01\.voxel_table"):
+        build_dataset(other, tmp_path / "set")
+
+
 def test_a_build_that_did_nothing_yet_gives_way(tmp_path: Path, make_source: Any) -> None:
     source = make_source()
     source.subjects["subj01"].edit = lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "gone"))
