@@ -300,10 +300,10 @@ def server(web: type[Handler]) -> Server:
 @pytest.fixture
 def link() -> Link:
     """Small blocks, and little patience."""
-    return Link(block=1000, attempts=4, wait=0.01, longest=0.02, timeout=0.3)
+    return Link(block=1000, attempts=4, wait=0.01, longest=0.02, timeout=5)
 
 
 @pytest.fixture
 def s3_link(server: Server) -> Link:
     options = {"anon": True, "endpoint_url": server.address, "client_kwargs": {"region_name": "us-east-1"}}
-    return Link(options={"s3": options}, block=1000, attempts=4, wait=0.01, longest=0.02, timeout=0.3)
+    return Link(options={"s3": options}, block=1000, attempts=4, wait=0.01, longest=0.02, timeout=5)

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def test_a_silent_connection_is_given_up_and_opened_anew(
     way: tuple[str, Link], published: Any, tmp_path: Path
 ) -> None:
     published.stall(FILE)
-    assert arrives(way, tmp_path / "file") == DATA
+    url, link = way
+    assert arrives((url, replace(link, timeout=0.3)), tmp_path / "file") == DATA
+    assert [request.start for request in published.gets(FILE)][:2] == [0, 0]
 
 
 def test_spoilt_bytes_are_found_and_fetched_again(
