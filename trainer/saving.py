@@ -76,6 +76,9 @@ class Saver:
         try:
             write_step(self.folder, step, token, files, self.identity, metrics=metrics, position=position)
             _forget_old(self.folder, self.keep)
+        except OSError as error:
+            self._error = schema.stopped(error, self.folder, step)
+            schema.discard(schema.staging_path(self.folder, step, token))
         except Exception as error:  # raised on all ranks by the next `wait`
             self._error = error
             schema.discard(schema.staging_path(self.folder, step, token))
