@@ -117,11 +117,24 @@ class TrainingConfig(Strict):
         default="last", description="which weights the finished model has; best by validation loss"
     )
     log_every: int = Field(default=10, ge=1)
+    pictures_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps between pictures reconstructed from validation responses; 0 draws none",
+    )
+    reading_threads: int = Field(
+        default=1, ge=1, description="threads of a worker that read ahead of training"
+    )
 
     @model_validator(mode="after")
     def _averaged(self) -> "TrainingConfig":
         if self.select == "ema" and not self.ema:
             raise ValueError("select ema needs averaged weights: set ema, such as 0.999")
+        if self.pictures_every and not self.validation:
+            raise ValueError(
+                f"pictures_every {self.pictures_every} draws validation pictures, and there are none: set validation, "
+                "such as 0.05, or pictures_every to 0"
+            )
         if self.select == "best" and self.validate_share < 1:
             raise ValueError(
                 f"select best would pick by the clock with validate_share {self.validate_share}, which leaves out "

@@ -16,6 +16,7 @@ from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.collectives import gather_objects, mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
 from fmri2img.trainer.engines import Engine
+from fmri2img.trainer.guards import GraphGuard, WaitGuard
 from fmri2img.trainer.objectives import (
     MicroBatches,
     Mixing,
@@ -25,12 +26,14 @@ from fmri2img.trainer.objectives import (
     decoder_loss,
     draw_mixing,
 )
+from fmri2img.trainer.pictures import Pictures
 from fmri2img.trainer.saving import Saver
 from fmri2img.trainer.schedules import learning_rate, part_rates
 from fmri2img.trainer.seeds import derive_seed
 from fmri2img.trainer.state import Best, Identity
+from fmri2img.trainer.throughput import Throughput
 from fmri2img.trainer.validation import Metrics, TimeShare, validate
-from fmri2img.trainer.watch import Watch, memory_mb
+from fmri2img.trainer.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Job:
     # What the checkpoint that a run resumes from knew.
     metrics: Metrics = field(default_factory=dict)
     best: Best = field(default_factory=Best)
+    pictures: Pictures | None = None
 
 
 def train(job: Job, *, first_step: int) -> Path:
@@ -73,33 +77,54 @@ def _train(job: Job, saver: Saver, first_step: int) -> Path:
     if first_step == 0:
         with share.counted():
             metrics = _validate(job, 0, best)
+    speed = Throughput(job.engine.decoder, config, job.engine.device)
+    waiting = WaitGuard(threads=job.loader.workers, remote=job.loader.dataset.is_remote)
     for batch in job.loader.batches(first_step, config.steps):
-        started = time.perf_counter()
-        terms, norm, rate = _step(job, batch)
         done = batch.step + 1
-        seconds = time.perf_counter() - started + batch.waited
-        if job.watch is not None and (done % config.log_every == 0 or done == config.steps):
-            job.watch.record(
-                done,
-                {
-                    **{f"train/{name}": value for name, value in terms.items()},
-                    "train/gradient_norm": norm,
-                    "train/learning_rate": rate,
-                    **{
-                        f"train/learning_rate/{part}": value
-                        for part, value in part_rates(config, batch.step).items()
-                    },
-                    "speed/samples_per_second": config.global_batch / seconds,
-                    "speed/data_wait_share": batch.waited / seconds,
-                    "memory/peak_mb": memory_mb(),
-                },
-            )
+        logged = done % config.log_every == 0 or done == config.steps
+        speed.begin(batch.waited, logged=logged)
+        terms, norm, rate = _step(job, batch, speed, guarded=batch.step == first_step)
+        speed.end()
+        if logged:
+            _record_step(job, done, terms, norm, rate, speed, waiting)
         if done == config.steps or (done % config.validate_every == 0 and share.allows()):
             with share.counted():
                 metrics = _validate(job, done, best)
+        if job.pictures is not None and (done % config.pictures_every == 0 or done == config.steps):
+            path = job.pictures.draw(job.engine, done)
+            if job.watch is not None:
+                job.watch.record(done, {"pictures/validation": path})
         if done % config.checkpoint_every == 0 and done < config.steps:
+            begun = time.perf_counter()
             saver.save(done, metrics=metrics, best=best)
+            speed.stalled(time.perf_counter() - begun)
     return _save_final(job, saver, metrics, best)
+
+
+def _record_step(
+    job: Job, done: int, terms: Metrics, norm: float, rate: float, speed: Throughput, waiting: WaitGuard
+) -> None:
+    """The record of one step. Collective."""
+    figures = speed.figures()
+    if job.watch is None:
+        return
+    job.watch.record(
+        done,
+        {
+            **{f"train/{name}": value for name, value in terms.items()},
+            "train/gradient_norm": norm,
+            "train/learning_rate": rate,
+            **{
+                f"train/learning_rate/{part}": value
+                for part, value in part_rates(job.config, done - 1).items()
+            },
+            "train/skipped_steps": job.engine.skipped,
+            **figures,
+        },
+    )
+    told = waiting.hear(figures["speed/data_wait_share"])
+    if told is not None:
+        job.watch.warn(told)
 
 
 def _save_final(job: Job, saver: Saver, metrics: Metrics, best: Best) -> Path:
@@ -116,18 +141,29 @@ def _save_final(job: Job, saver: Saver, metrics: Metrics, best: Best) -> Path:
     return path
 
 
-def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
-    """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate."""
+def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[Metrics, float, float]:
+    """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate.
+
+    Before a `guarded` step's backward passes, ranks compare their graphs.
+    """
     engine, config = job.engine, job.config
     engine.decoder.train()
     if job.phases is not None:
         job.phases(batch.step)
     batch = batch.to(engine.device)
+    speed.lap("to_device")
+    guard = GraphGuard(engine.decoder) if guarded and world_size() > 1 else None
+
+    def backward(loss: Tensor, *, last: bool) -> None:
+        if guard is not None:
+            guard.check(loss, batch.step)
+        engine.backward(loss, last=last)
+
     place = Place(batch.step, config.steps)
     mixing = _mixing(job, batch, place)
     micro = MicroBatches(
         engine.forward,
-        engine.backward,
+        backward,
         batch.responses if mixing is None else mixing.mix_responses(batch.responses),
         parts=config.micro_batches,
         seed=lambda part: _seed_dropout(config, batch.step, part),
@@ -146,9 +182,12 @@ def _step(job: Job, batch: Batch) -> tuple[Metrics, float, float]:
                 "applied; lower learning_rate or check the data, then run the same command to go on from the last "
                 "checkpoint"
             )
+    speed.lap("forward")
     micro.backward(loss.backward)
+    speed.lap("backward")
     rate = learning_rate(config, batch.step)
     norm = engine.step(rate)
+    speed.lap("update")
     if not math.isfinite(norm):
         raise Fmri2imgError(
             f"step {batch.step}: the gradient norm is {norm}: the weights of this step are not used; "
@@ -222,10 +261,12 @@ def check_layout(config: TrainingConfig, subjects: Sequence[str], world: int | N
         )
     unit = config.lanes * len(subjects)
     if config.global_batch % unit:
-        below = max(unit, config.global_batch // unit * unit)
+        # What is offered must not be refused by the next rule.
+        step = len(subjects) * math.lcm(config.lanes, world * config.micro_batches)
+        below = max(step, config.global_batch // step * step)
         raise InputError(
             f"global_batch {config.global_batch} cannot hold {len(subjects)} subjects on {config.lanes} lanes equally: "
-            f"it must be a multiple of {unit}. Use {below} or {below + unit}"
+            f"it must be a multiple of {unit}. Use {below} or {below + step}"
         )
     rows = config.global_batch // (world * len(subjects))
     if rows % config.micro_batches:

@@ -24,8 +24,10 @@ from fmri2img.trainer.batches import BatchLoader, picture_rows, with_sessions
 from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, world_size
 from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
+from fmri2img.trainer.engines.interface import COUNT
 from fmri2img.trainer.loop import Job, check_layout, train
 from fmri2img.trainer.pairing import TRIALS, Trials, paired_targets, read_trials, trial_latents
+from fmri2img.trainer.pictures import Pictures, some_pictures
 from fmri2img.trainer.state import (
     Best,
     Identity,
@@ -279,6 +281,7 @@ def _run(
             return schema.resolve(run).path
         engine.load_optimiser(resumed.moments)
         engine.load_ema(resumed.ema)
+        engine.skipped = first - int(resumed.moments[COUNT])
     plan = SamplingPlan(
         material.tables,
         fingerprint=material.dataset.fingerprint,
@@ -296,7 +299,9 @@ def _run(
         world_size=world_size(),
         seed=config.seed,
         noise=config.noise,
+        workers=config.reading_threads,
     )
+    pictures = _pictures(run, recipe, config, material)
     watch = None
     if rank() == 0:
         run.mkdir(parents=True, exist_ok=True)
@@ -325,12 +330,20 @@ def _run(
         phases,
         metrics=metrics,
         best=best,
+        pictures=pictures,
     )
     try:
         return train(job, first_step=first)
     finally:
         if watch is not None:
             watch.close()
+
+
+def _pictures(run: Path, recipe: Recipe, config: TrainingConfig, material: Material) -> Pictures | None:
+    if not config.pictures_every:
+        return None
+    rows = some_pictures(material.dataset, material.validation)
+    return Pictures(run, recipe.generator, rows, seed=config.seed)
 
 
 def _fresh(recipe: Recipe, material: Material, config: TrainingConfig) -> MultiSubjectDecoder:

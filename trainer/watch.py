@@ -1,16 +1,15 @@
 """What a run tells while it trains: one JSON line a logged step, always; wandb with the same names, when asked."""
 
 import json
-import os
-import resource
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fmri2img.console import output
 from fmri2img.errors import StoppedError
 from fmri2img.files import write_atomic
+from fmri2img.trainer.tracking import Tracker
 
 METRICS = "metrics.jsonl"
 Record = dict[str, Any]
@@ -33,7 +32,7 @@ class Watch:
         self.listener, self.total, self.broken = listener, total, False
         _drop_after(self.path, first_step)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 closed by close()
-        self.run = _start_wandb(folder, config) if wandb else None
+        self.tracker = Tracker(folder, config, read_records(folder), warn=self.warn) if wandb else None
 
     def record(self, step: int, values: Record) -> None:
         """Write one record; `step` counts finished steps."""
@@ -46,10 +45,14 @@ class Watch:
                 f"{self.path} took no record of step {step}: {error.strerror}. Mend that and run the same command: "
                 "it goes on from the last checkpoint"
             ) from error
-        if self.run is not None:
-            self.run.log(values, step=step)
+        if self.tracker is not None:
+            self.tracker.send(line)
         if self.listener is not None:
             self.listener(line)
+
+    def warn(self, text: str) -> None:
+        """Tell the person who watches, in one line."""
+        output().print(f"warning: {text}", markup=False)
 
     def close(self) -> None:
         """Flush and end."""
@@ -58,8 +61,8 @@ class Watch:
         except OSError:
             if not self.broken:  # else it was told: closing tries to write the same record again
                 raise
-        if self.run is not None:
-            self.run.finish()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -71,25 +74,8 @@ def read_records(folder: Path) -> list[Record]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def memory_mb() -> float:
-    """The peak resident memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def _drop_after(path: Path, step: int) -> None:
     # A run that begins at 0 records step 0 itself; a resumed one never repeats the step of its checkpoint.
     if path.exists():
         kept = [record for record in read_records(path.parent) if 0 < step >= record["step"]]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
-
-def _start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    import wandb
-
-    identity = folder / "wandb-id"
-    if not identity.exists():
-        write_atomic(identity, uuid.uuid4().hex[:8].encode())
-    mode: Any = os.environ.get("WANDB_MODE", "offline")
-    return wandb.init(
-        project="fmri2img", id=identity.read_text(), resume="allow", dir=str(folder), config=config, mode=mode
-    )
