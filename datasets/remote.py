@@ -49,6 +49,15 @@ def absolute(path: str | Path) -> Path:
     return Path(path).resolve() if address is None else Address(address)
 
 
+def refuse_address(path: str | Path, what: str) -> None:
+    """Raise InputError for an address where a folder is needed; `what` cannot be done at a distance."""
+    address = address_of(path)
+    if address is not None:
+        raise InputError(
+            f"{address} is an address, and {what} needs its folder: do it where that is, or copy it here"
+        )
+
+
 class RemoteFiles:
     """The files of a data set at `url`, through a cache. Picklable.
 

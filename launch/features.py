@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fmri2img.console import stage
 from fmri2img.datasets import Dataset, add_feature_space
+from fmri2img.datasets.remote import refuse_address
 from fmri2img.errors import InputError
 from fmri2img.features.extractors import Imported, made_by
 from fmri2img.trainer.config import Recipe
@@ -24,6 +25,7 @@ def cache_features(recipe: Recipe, data: Path) -> Dataset:
 
     Raises InputError when a space of that name was made otherwise, or when the pictures lack what an extractor needs.
     """
+    refuse_address(data, "adding features")
     dataset = Dataset.open(data)
     for name, space in recipe.spaces.items():
         if isinstance(space.extractor, Imported):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fmri2img import checkpoints_schema as schema
 from fmri2img.console import Tell, output, stage
 from fmri2img.datasets import Dataset
+from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings
 from fmri2img.files import write_json
@@ -118,7 +119,7 @@ def reconstruction(
         f"Reconstructing {settings.get('split', 'test')} of {', '.join(job.subjects)}", "pictures"
     ) as tell:
         path = launch_reconstruction(job, checkpoint, data, out, place=place, progress=tell)
-    write_json(out / SOURCE, {"data": str(data.resolve()), "checkpoint": str(checkpoint.resolve())})
+    write_json(out / SOURCE, {"data": str(absolute(data)), "checkpoint": str(checkpoint.resolve())})
     return path
 
 
@@ -147,7 +148,7 @@ def source_of(made: Path, data: Path | None) -> Path:
         noted = Path(json.loads(path.read_bytes())["data"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{path} is damaged: pass --data, the data set folder") from error
-    if not noted.is_dir():
+    if address_of(noted) is None and not noted.is_dir():
         raise InputError(
             f"{made} was made from {noted}, which is not there any more: pass --data, where it is now"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.console import output
+from fmri2img.datasets.remote import absolute
 from fmri2img.errors import Fmri2imgError
 from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
 from fmri2img.trainer.collectives import gather_objects, rank
@@ -43,7 +44,7 @@ def launch_pretraining(
     if resumed is not None and resumed.step >= recipe.pretraining.steps:
         return schema.resolve(run).path
     run.mkdir(parents=True, exist_ok=True)
-    spec = dataclasses.replace(spec, run=str(run), data=str(Path(spec.data).resolve()))
+    spec = dataclasses.replace(spec, run=str(run), data=str(absolute(spec.data)))
     with cluster(place), _following(run, listener):
         _fit(spec, place, max_failures)
     return schema.resolve(run).path

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
+from fmri2img.datasets.remote import absolute
 from fmri2img.errors import DamageError, Fmri2imgError, InputError
 from fmri2img.files import write_json
 from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
@@ -31,7 +32,7 @@ def launch_reconstruction(
     `place` None works in this process. Raises InputError when `out` holds another job, Fmri2imgError when units failed,
     on two workers each where there are workers, after all others were made.
     """
-    checkpoint, data, out = schema.resolve(checkpoint).path.resolve(), data.resolve(), out.resolve()
+    checkpoint, data, out = schema.resolve(checkpoint).path.resolve(), absolute(data), out.resolve()
     dataset = Dataset.open(data)
     items = items_of(job, dataset)
     _claim(out, job)

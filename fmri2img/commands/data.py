@@ -46,8 +46,10 @@ class DataVerify:
 
     def run(self) -> None:
         from fmri2img.datasets import verify
+        from fmri2img.datasets.remote import refuse_address
         from fmri2img.errors import DamageError
 
+        refuse_address(self.path, "reading every byte again")
         with stage("Verifying", "files") as tell:
             problems = verify(self.path, progress=lambda what, done, total: tell(done, total, what))
         for problem in problems:
