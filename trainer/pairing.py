@@ -19,8 +19,6 @@ from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.trainer.batches import picture_rows
 
-TRIALS = "trials.safetensors"
-
 
 @dataclass(frozen=True)
 class Trials:

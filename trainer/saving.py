@@ -15,7 +15,7 @@ from torch import Tensor
 from fmri2img import checkpoints_schema as schema
 from fmri2img.trainer.collectives import broadcast_object, fail_together, rank
 from fmri2img.trainer.engines import Engine
-from fmri2img.trainer.state import BEST, EMA, OPTIMISER, Best, Identity, checkpoints_of, write_step
+from fmri2img.trainer.state import BEST, OPTIMISER, Best, Identity, checkpoints_of, write_step
 
 
 class Saver:
@@ -92,7 +92,7 @@ def _files(
     files: dict[str, Mapping[str, Tensor]] = dict(finished or {schema.MODEL_NAME: tensors})
     files[OPTIMISER] = engine.optimiser_tensors()
     if averaged:
-        files[EMA] = averaged
+        files[schema.EMA_NAME] = averaged
     if finished is not None:
         files["state/model.safetensors"] = tensors
     return files

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmri2img import checkpoints_schema as schema
+from fmri2img.console import output
 from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.plan import SamplingPlan, hold_out
 from fmri2img.errors import InputError
@@ -26,7 +27,7 @@ from fmri2img.trainer.config import Recipe, TrainingConfig
 from fmri2img.trainer.engines import AccelerateEngine, DeepSpeedEngine, Engine
 from fmri2img.trainer.engines.interface import COUNT
 from fmri2img.trainer.loop import Job, check_layout, train
-from fmri2img.trainer.pairing import TRIALS, Trials, paired_targets, read_trials, trial_latents
+from fmri2img.trainer.pairing import Trials, paired_targets, read_trials, trial_latents
 from fmri2img.trainer.pictures import Pictures, some_pictures
 from fmri2img.trainer.state import (
     Best,
@@ -149,7 +150,7 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
                 kept.update(trial_latents(copy, _trials(material, recipe, spec)))
 
         _on_rank_zero(copy, fit)
-        return {schema.MODEL_NAME: dict(copy.state_dict())} | ({TRIALS: kept} if kept else {})
+        return {schema.MODEL_NAME: dict(copy.state_dict())} | ({schema.TRIALS_NAME: kept} if kept else {})
 
     return _run(
         spec, recipe, config, material, engine, resumed, listener=listener, finish=finish, parent=None
@@ -169,6 +170,8 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
     parent, found = None, None
     if spec.parent is not None:
         found = schema.resolve(Path(spec.parent))
+        for line in found.warnings:
+            output().print(line, markup=False)
         parent = schema.parent_record(found)
         loaded = load_decoder(found.path)
         if not isinstance(loaded, MultiSubjectDecoder):
@@ -383,13 +386,13 @@ def _start_head(
     if config.head != "paired":
         rows = _rows(material, recipe, spec, config)[subject]
         return fit_head(decoder, subject, rows, seed=config.seed, method=config.head)
-    if TRIALS not in found.manifest.files:
+    if schema.TRIALS_NAME not in found.manifest.files:
         raise InputError(
             f"{found.path} keeps no latents of single trials, which head: paired is fitted to: "
             "pretrain with pretraining.trial_latents: true, or use head: posterior"
         )
     trials = _trials(material, recipe, spec)[subject]
-    pairs = paired_targets(schema.load_tensors(found.path, TRIALS), trials.places)
+    pairs = paired_targets(schema.load_tensors(found.path, schema.TRIALS_NAME), trials.places)
     fit_head(decoder, subject, trials.rows, seed=config.seed, method="paired", paired=pairs)
 
 

@@ -15,7 +15,6 @@ from fmri2img.errors import InputError
 from fmri2img.files import digest_json, write_json
 
 OPTIMISER = "state/optimiser.safetensors"
-EMA = "ema.safetensors"
 POSITION = "state/position.json"
 BEST = "state/best.safetensors"
 
@@ -124,7 +123,9 @@ def find_resumable(
     )
     model = schema.load_tensors(found.path, weights)
     moments = schema.load_tensors(found.path, OPTIMISER)
-    averaged = schema.load_tensors(found.path, EMA) if EMA in found.manifest.files else {}
+    averaged = (
+        schema.load_tensors(found.path, schema.EMA_NAME) if schema.EMA_NAME in found.manifest.files else {}
+    )
     best = Best(**position["best"]) if "best" in position else Best()
     if BEST in found.manifest.files:
         best.tensors = schema.load_tensors(found.path, BEST)

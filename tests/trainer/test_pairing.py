@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fmri2img.checkpoints_schema import load_tensors, resolve, verify
+from fmri2img.checkpoints_schema import TRIALS_NAME, load_tensors, resolve, verify
 from fmri2img.datasets import Dataset
 from fmri2img.errors import InputError
 from fmri2img.models.loading import load_decoder
-from fmri2img.trainer.pairing import TRIALS, paired_targets, read_trials
+from fmri2img.trainer.pairing import paired_targets, read_trials
 from fmri2img.trainer.stages import StageSpec, finetune, pretrain
 
 Specs = Callable[..., StageSpec]
@@ -45,7 +45,7 @@ def test_trials_stand_at_the_places_that_the_data_set_says(spec: Specs) -> None:
 def test_a_paired_head_reproduces_the_latents_of_the_same_trials(spec: Specs) -> None:
     parent = pretrain(spec("whole", ("subj01", "subj02"), steps=2, trial_latents=True, validation=0.0))
     assert verify(parent) == []
-    kept = load_tensors(parent, TRIALS)
+    kept = load_tensors(parent, TRIALS_NAME)
     assert kept["subj01.latent"].shape == (len(kept["subj01.place"]), 6)
     child = finetune(spec("child", parent=parent, steps=0, head="paired", validation=0.0))
     decoder = load_decoder(child)
@@ -62,13 +62,13 @@ def test_a_paired_head_reproduces_the_latents_of_the_same_trials(spec: Specs) ->
 
 def test_a_parent_that_kept_no_trials_is_refused_with_the_way_out(spec: Specs) -> None:
     parent = pretrain(spec("plain", ("subj02",), steps=1))
-    assert TRIALS not in resolve(parent).manifest.files
+    assert TRIALS_NAME not in resolve(parent).manifest.files
     with pytest.raises(InputError, match=r"pretraining\.trial_latents: true, or use head: posterior"):
         finetune(spec("child", parent=parent, steps=1, head="paired"))
 
 
 def test_people_without_a_trial_in_common_cannot_be_paired(spec: Specs) -> None:
     parent = pretrain(spec("whole", ("subj02",), steps=1, trial_latents=True))
-    kept = load_tensors(parent, TRIALS)
+    kept = load_tensors(parent, TRIALS_NAME)
     places = kept["subj02.place"].numpy() + np.array([0, 100, 0])
     assert not paired_targets(kept, places)[1].any()
