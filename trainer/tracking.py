@@ -14,6 +14,7 @@ from typing import Any
 
 from fmri2img.files import write_atomic
 
+START_SECONDS = 30.0  # for the server to answer at the start
 FINISH_SECONDS = 300.0  # for what is left to upload at the end, where the network is gone
 
 
@@ -40,20 +41,26 @@ class Tracker:
             self._begin(mode)
             return
         except Exception as error:  # whatever wandb fails with, training goes on and the file has it all
-            first = error
-        if mode == "online":
-            try:
-                self._begin("offline")
-            except Exception:  # of the two, the first says what is wrong
-                self.run = None
-            else:
-                later = self.folder / "wandb"
-                self.warn(
-                    f"wandb cannot be reached ({_reason(first)}): this run is kept offline; send it later with "
-                    f"`wandb sync {later}/offline-run-*`"
-                )
-                return
-        self.warn(f"wandb does not start ({_reason(first)}): training goes on without it")
+            reason = _reason(error)
+        if mode != "online":
+            self.warn(f"wandb does not start ({reason}): training goes on without it")
+            return
+        try:
+            import wandb
+
+            wandb.teardown()  # it holds the id of a run that did not start
+            self._begin("offline")
+        except Exception as error:
+            self.run = None
+            self.warn(
+                f"wandb starts neither online ({reason}) nor offline ({_reason(error)}): training goes on"
+            )
+            return
+        later = self.folder / "wandb"
+        self.warn(
+            f"wandb cannot be reached ({reason}): this run is kept offline; send it later with "
+            f"`wandb sync {later}/offline-run-*`"
+        )
 
     def _begin(self, mode: Any) -> None:
         import wandb
@@ -65,6 +72,9 @@ class Tracker:
         if mode == "offline":
             for old in (self.folder / "wandb").glob(f"offline-run-*-{name}"):
                 shutil.rmtree(old)
+        settings = wandb.Settings(finish_timeout=FINISH_SECONDS)
+        if mode == "online":
+            settings.init_timeout = START_SECONDS
         self.run = wandb.init(
             project="fmri2img",
             id=name,
@@ -72,7 +82,7 @@ class Tracker:
             dir=str(self.folder),
             config=self.config,
             mode=mode,
-            settings=wandb.Settings(finish_timeout=FINISH_SECONDS),
+            settings=settings,
         )
         self.held = int(self.run.starting_step) - 1
 
