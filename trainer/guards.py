@@ -106,6 +106,6 @@ class WaitGuard:
             else "copy the data set to a local disk"
         )
         return (
-            f"training waits for data {share:.0%} of the time: read with more threads (reading_threads, now "
-            f"{self.threads}), or {cache}"
+            f"training waits for data {share:.0%} of the time: {cache} and resume, or start anew with more "
+            f"reading_threads than {self.threads}"
         )

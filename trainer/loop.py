@@ -77,7 +77,7 @@ def _train(job: Job, saver: Saver, first_step: int) -> Path:
     if first_step == 0:
         with share.counted():
             metrics = _validate(job, 0, best)
-    speed = Throughput(job.engine.decoder, config, job.engine.device)
+    speed = Throughput(job.engine.decoder, config, job.engine.device, job.loader.plan.subjects)
     waiting = WaitGuard(threads=job.loader.workers, remote=job.loader.dataset.is_remote)
     for batch in job.loader.batches(first_step, config.steps):
         done = batch.step + 1

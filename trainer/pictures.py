@@ -75,7 +75,7 @@ class Pictures:
         """Features (rows of all subjects, *shape) in the units of each space. Collective at ZeRO 3."""
         engine.decoder.eval()
         _, predicted, _ = engine.forward(
-            {subject: self.rows[subject].responses.to(engine.device) for subject in engine.decoder.subjects}
+            {subject: rows.responses.to(engine.device) for subject, rows in self.rows.items()}
         )
         return {name: engine.decoder.branch(name).restore(value) for name, value in predicted.items()}
 

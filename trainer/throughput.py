@@ -7,7 +7,7 @@ logged steps alone; figures over all steps since the last record come from the c
 import re
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -102,11 +102,13 @@ class Throughput:
         decoder: MultiSubjectDecoder,
         config: TrainingConfig,
         device: torch.device,
+        subjects: Sequence[str],
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.decoder, self.config, self.device, self.clock = decoder, config, device, clock
-        self._flops: int | None = None
+        self.decoder, self.config, self.device, self.subjects = decoder, config, device, list(subjects)
+        self.clock = clock
+        self._flops: dict[tuple[bool, ...], int] = {}
         self._exact = False
         self._begun = self._last = self._waited = 0.0
         self._parts: dict[str, float] = {}
@@ -181,8 +183,9 @@ class Throughput:
         peak = peak_flops(torch.cuda.get_device_name(self.device), self.config.precision, tf32=tf32)
         if peak is None:
             return {}
-        if self._flops is None:
-            subjects = self.decoder.subjects
-            each = self.config.global_batch // (world_size() * len(subjects))
-            self._flops = decoder_flops(self.decoder, dict.fromkeys(subjects, each))
-        return {"speed/model_flop_utilisation": self._flops / seconds / peak}
+        # Which parameters are trained may change on the way.
+        trained = tuple(parameter.requires_grad for parameter in self.decoder.parameters())
+        if trained not in self._flops:
+            each = self.config.global_batch // (world_size() * len(self.subjects))
+            self._flops[trained] = decoder_flops(self.decoder, dict.fromkeys(self.subjects, each))
+        return {"speed/model_flop_utilisation": self._flops[trained] / seconds / peak}

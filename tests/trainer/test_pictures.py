@@ -1,5 +1,6 @@
 """Pictures of validation reconstructions: seen beside reconstructed, and training that does not notice."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_training_is_the_same_bits_with_pictures_and_without(
     assert len(before) == 8
     for name in ("model.safetensors", "state/optimiser.safetensors"):
         assert (drawn / name).read_bytes() == (without / name).read_bytes()
+
+
+def test_only_the_subjects_that_are_trained_are_drawn(spec: Spec) -> None:
+    parent = pretrain(spec("parent", ("subj01", "subj02"), steps=2))
+    wanted = spec("child", ("subj03",), parent=parent, steps=2, trainable="head", pictures_every=2)
+    finetune(dataclasses.replace(wanted, keep_heads=True))
+    grid = read(Path(wanted.run) / "pictures" / "step-00000002.png")
+    assert grid.shape[0] == SIZE
 
 
 def test_what_fails_while_pictures_are_drawn_stops_the_run(

@@ -16,6 +16,7 @@ from fmri2img.trainer.throughput import Throughput, decoder_flops, peak_flops
 from fmri2img.trainer.watch import read_records
 
 CPU = torch.device("cpu")
+SUBJECTS = ["subj01", "subj02", "subj05"]
 
 
 class Clock:
@@ -38,7 +39,7 @@ def step(speed: Throughput, clock: Clock, waited: float, *parts: float, logged: 
 
 def test_the_figures_of_a_record_cover_all_steps_since_the_one_before(processes: Any) -> None:
     clock = Clock()
-    speed = Throughput(processes.decoder(), TrainingConfig(global_batch=96), CPU, clock=clock)
+    speed = Throughput(processes.decoder(), TrainingConfig(global_batch=96), CPU, SUBJECTS, clock=clock)
     step(speed, clock, 1.0, 0.5, 1.0, 1.0, 0.5, logged=False)
     clock.now += 50.0  # a validation
     step(speed, clock, 0.0, 0.25, 2.0, 3.0, 0.75)
@@ -70,7 +71,7 @@ def test_the_rank_that_waits_most_and_needs_most_memory_is_told(
     processes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    speed = Throughput(processes.decoder(), TrainingConfig(global_batch=96), CPU, clock=clock)
+    speed = Throughput(processes.decoder(), TrainingConfig(global_batch=96), CPU, SUBJECTS, clock=clock)
     step(speed, clock, 1.0, 0.0, 1.0, 1.0, 1.0)
     monkeypatch.setattr(throughput, "gather_objects", lambda mine: [mine, (4.5, 0.75, 1e9, 0.0, 3.0)])
     figures = speed.figures()
@@ -156,7 +157,9 @@ def test_on_a_gpu_parts_are_waited_for_at_logged_steps_alone_and_the_share_of_th
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    speed = Throughput(made, TrainingConfig(global_batch=96, precision="bfloat16"), gpu, clock=clock)
+    speed = Throughput(
+        made, TrainingConfig(global_batch=96, precision="bfloat16"), gpu, SUBJECTS, clock=clock
+    )
     step(speed, clock, 0.0, 0.0, 1.0, 1.0, 0.0, logged=False)
     assert waits == []
     step(speed, clock, 0.0, 0.0, 1.0, 1.0, 0.0)
@@ -165,6 +168,13 @@ def test_on_a_gpu_parts_are_waited_for_at_logged_steps_alone_and_the_share_of_th
     flops = decoder_flops(made, dict.fromkeys(made.subjects, 32))
     assert figures["memory/device_peak_mb"] == 3.0
     assert figures["speed/model_flop_utilisation"] == pytest.approx(flops / 2.0 / 989.4e12)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(name.startswith("heads."))
+    step(speed, clock, 0.0, 0.0, 1.0, 1.0, 0.0)
+    fewer = decoder_flops(made, dict.fromkeys(made.subjects, 32))
+    assert fewer < flops
+    told = speed.figures()["speed/model_flop_utilisation"]
+    assert told == pytest.approx(fewer / 2.0 / 989.4e12)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA of tomorrow")
     step(speed, clock, 0.0, 0.0, 1.0, 1.0, 0.0)
     assert "speed/model_flop_utilisation" not in speed.figures()
