@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmri2img.datasets import Dataset
 from fmri2img.datasets.png import encode_png
+from fmri2img.errors import StoppedError
 from fmri2img.files import write_atomic
 from fmri2img.generators.pixels import Generator
 from fmri2img.models.closed_form import PictureRows
@@ -62,13 +63,21 @@ class Pictures:
         error: Exception | None = None
         if rank() == 0:
             try:
-                grid = self._grid(features, engine.device)
-                (self.run / FOLDER).mkdir(parents=True, exist_ok=True)
-                write_atomic(self.run / name, encode_png(grid))
+                self._write(name, encode_png(self._grid(features, engine.device)))
             except Exception as caught:  # told to all ranks by the next line
                 error = caught
         fail_together(error)
         return name
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            (self.run / FOLDER).mkdir(parents=True, exist_ok=True)
+            write_atomic(self.run / name, data)
+        except OSError as error:
+            raise StoppedError(
+                f"{self.run / name} cannot be written: {error.strerror}. Mend that and run the same command: it goes "
+                "on from the last checkpoint"
+            ) from error
 
     @torch.no_grad()
     def _predict(self, engine: Engine) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fmri2img.datasets import Dataset
+from fmri2img.errors import StoppedError
 from fmri2img.generators.pixels import PixelsGenerator
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.loading import load_decoder
@@ -112,6 +113,24 @@ def test_what_fails_while_pictures_are_drawn_stops_the_run(
     monkeypatch.setattr(PixelsGenerator, "generate", broken)
     with pytest.raises(ValueError, match="no such scheduler"):
         finetune(spec("run", pictures_every=2))
+
+
+def test_a_disk_that_takes_no_picture_stops_the_run_resumable(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune(spec("whole", pictures_every=2))
+    with monkeypatch.context() as patch:
+
+        def full(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("fmri2img.trainer.pictures.write_atomic", full)
+        with pytest.raises(
+            StoppedError, match=r"step-00000004\.png cannot be written: No space left on device\."
+        ):
+            finetune(spec("run", pictures_every=4))
+    again = finetune(spec("run", pictures_every=4))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_pictures_without_validation_pictures_are_refused() -> None:

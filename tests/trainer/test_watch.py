@@ -83,6 +83,16 @@ def test_what_wandb_is_sent_is_the_lines_of_the_file(spec: Spec, stand_in: Calla
     assert wandb.told[0]["mode"] == "offline" and wandb.told[0]["resume"] == "allow"
 
 
+def test_the_page_on_records_names_every_key(spec: Spec) -> None:
+    finetune(spec("run", steps=2, pictures_every=2, rates={"heads": 0.5}))
+    page = (Path(__file__).parents[2] / "docs" / "training-records.md").read_text()
+    general = {"words": "SPACE", "pixels-2": "SPACE", "mse": "KIND", "contrastive": "KIND", "heads": "PART"}
+    for record in read_records(Path(spec("run").run)):
+        for key in record:
+            name = "/".join(general.get(part, part) for part in key.split("/"))
+            assert f"`{name}`" in page, key
+
+
 def test_a_picture_is_sent_as_a_picture(spec: Spec, stand_in: Callable[..., Wandb]) -> None:
     run = Run()
     stand_in(run)
