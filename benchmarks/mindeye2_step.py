@@ -9,6 +9,7 @@ Needs torch and nothing else. A step is forward, all losses with negatives of al
 torch.compile; each starts from a new model. `share_of_measured_peak` divides the operations of forward and backward,
 counted on the meta device, by the step's time and the rate of a large matrix product of that precision, measured
 before; `share_of_published_peak` by the vendor's dense rate. A variant that does not fit the memory says so.
+`frozen_tower` is what running the frozen image tower (ViT-bigG/14, bfloat16) on the pictures of each step would add.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindeye2_model import SMALL, VOXELS, MindEye2, Sizes, parameters, step_flops, synthetic_batch, world_size
+from mindeye2_model import SMALL, VOXELS, MindEye2, Sizes, world_size
+from mindeye2_parts import image_tower, parameters, step_flops, synthetic_batch
 
 PRECISIONS = ("bfloat16", "tf32", "float32")
 # Dense TFLOP/s of the data sheets (SXM parts), by what the device's name contains.
@@ -61,6 +63,19 @@ def matrix_peak(device: torch.device, precision: str, size: int) -> float:
         synchronise(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds[3:]) / 1e12
+
+
+def tower_seconds(options: argparse.Namespace, device: torch.device) -> float:
+    """Seconds of the image tower on the pictures of a step: the median after a first run."""
+    run = image_tower(device, torch.bfloat16, small=options.small)
+    seconds = []
+    for _ in range(options.steps + 1):
+        synchronise(device)
+        started = time.perf_counter()
+        run(options.rows)
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def make_step(
@@ -222,6 +237,7 @@ def main() -> None:
     device = start()
     wanted = sorted({variant.split("+")[0] for variant in options.variants})
     peaks = {precision: matrix_peak(device, precision, options.matrix) for precision in wanted}
+    tower = tower_seconds(options, device)
     run = partial(measure, sizes, options, device, tflop, peaks)
     variants = [attempt(variant, run) for variant in options.variants]
     with torch.device("meta"):
@@ -236,6 +252,14 @@ def main() -> None:
         "tflop_per_step_and_process": tflop,
         "measured_matrix_tflops": peaks,
         "variants": variants,
+        "frozen_tower": {
+            "seconds": tower,
+            "step_with_it_over_step": {
+                told["variant"]: 1 + tower / told["seconds_per_step"]
+                for told in variants
+                if "seconds_per_step" in told
+            },
+        },
     }
     if rank() == 0:
         print(json.dumps(told, indent=1))

@@ -171,19 +171,25 @@ def report(
         values = sorted(a[kind] / b[kind] for a, b in pairs)
         return {"median": statistics.median(values), "least": values[0], "most": values[-1]}
 
-    def way(name: str, goal: float) -> dict[str, float]:
-        runner, found = runners[name], {"steps": 0.0, "cpu_s": 0.0, "wall_s": 0.0}
-        for loss, taken in zip(runner.losses, runner.blocks, strict=True):
-            found["steps"] += options.block
-            found["cpu_s"] += taken[0]
-            found["wall_s"] += taken[1]
+    def way(name: str, goal: float) -> dict[str, float] | None:
+        steps, cpu, wall = 0, 0.0, 0.0
+        for loss, taken in zip(runners[name].losses, runners[name].blocks, strict=True):
+            steps, cpu, wall = steps + options.block, cpu + taken[0], wall + taken[1]
             if loss <= goal:
-                break
-        return found
+                return {"steps": steps, "cpu": cpu, "wall": wall}
+        return None
 
+    # At each loss that the scheme came down to and ours did too: what the scheme needed over what ours did.
     rivals = ("ours", "scheme")
-    goal = max(min(runners[name].losses) for name in rivals)
-    ways = {name: way(name, goal) for name in rivals}
+    ways = [(way("scheme", goal), way("ours", goal)) for goal in sorted(set(runners["scheme"].losses))]
+    pairs = [(scheme, ours) for scheme, ours in ways if scheme is not None and ours is not None]
+
+    def needed(kind: str) -> dict[str, float] | None:
+        values = sorted(scheme[kind] / ours[kind] for scheme, ours in pairs)
+        if not values:
+            return None
+        return {"median": statistics.median(values), "least": values[0], "most": values[-1]}
+
     rows = options.batch * options.block
     scheme: Any = runners["scheme"]
     return {
@@ -201,11 +207,10 @@ def report(
         "ours_over_alone": {"cpu": ratio("ours", "alone", 0), "wall": ratio("ours", "alone", 1)},
         "scheme_over_ours": {"cpu": ratio("scheme", "ours", 0), "wall": ratio("scheme", "ours", 1)},
         "validation_loss": {name: runners[name].losses for name in rivals},
-        "to_the_same_loss": {
-            "loss": goal,
-            **ways,
-            "cpu_ratio": ways["scheme"]["cpu_s"] / ways["ours"]["cpu_s"],
-            "wall_ratio": ways["scheme"]["wall_s"] / ways["ours"]["wall_s"],
+        "scheme_over_ours_to_the_same_loss": {
+            "losses": len(ways),
+            "reached_by_ours": len(pairs),
+            **{kind: needed(kind) for kind in ("steps", "cpu", "wall")},
         },
         "scheme_epoch_in_memory_mb": scheme.epoch_bytes / 1e6,
         "published": networks.published(),

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import mindeye2_model
+import mindeye2_parts
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from mindeye2_model import Sizes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, ConvNextConfig, ConvNextModel
@@ -96,7 +97,7 @@ def published() -> dict[str, Any]:
         "vae_encoder": _forward(lambda: AutoencoderKL(**autoencoder), "encode"),
         "convnext_xl_twice": 2 * _forward(lambda: ConvNextModel(maps)),
     }
-    sizes = mindeye2_model.Sizes()
+    sizes = Sizes()
     variants = {
         "whole": (sizes, list(frozen)),
         "hidden_1024": (replace(sizes, hidden=1024), list(frozen)),
@@ -105,7 +106,7 @@ def published() -> dict[str, Any]:
     }
     rows = {}
     for name, (size, needed) in variants.items():
-        decoder = mindeye2_model.step_flops(size, ROWS) / ROWS / 1e9
+        decoder = mindeye2_parts.step_flops(size, ROWS) / ROWS / 1e9
         rows[name] = {"decoder": decoder, "ratio": (decoder + sum(frozen[part] for part in needed)) / decoder}
     return {"frozen_gflop": frozen, "decoder_gflop_and_ratio": rows}
 

@@ -70,6 +70,7 @@ def test_a_benchmark_prints_finite_figures(name: str) -> None:
 def test_the_full_step_of_mindeye2_has_the_published_parameters_and_needs_no_project() -> None:
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); from mindeye2_model import *\n"
+        "from mindeye2_parts import parameters\n"
         "with torch.device('meta'): model = MindEye2(Sizes({'subj01': VOXELS['subj01']}))\n"
         "import json, mindeye2_step\n"
         "named = {name.split('.')[0] for name in sys.modules} & {'fmri2img', 'ray', 'deepspeed', 'accelerate'}\n"
