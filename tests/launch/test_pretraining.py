@@ -152,8 +152,8 @@ def test_a_death_is_told_without_what_ray_wraps_around_it() -> None:
     assert not isinstance(_ours(RuntimeError("x")), Fmri2imgError)
 
 
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    start = [SCRIPT.with_name("torchrun"), "--nproc-per-node", 2, "--rdzv-backend", "c10d"]
+def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    start = [SCRIPT.with_name("torchrun"), "--nproc-per-node", processes, "--rdzv-backend", "c10d"]
     start += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "--no-python", SCRIPT, *words]
     return subprocess.run(
         [str(word) for word in start], capture_output=True, text=True, timeout=200, check=False
@@ -182,3 +182,20 @@ def test_torchrun_and_ray_are_not_asked_to_start_workers_both(
     assert result.returncode != 0
     assert "torchrun has started the workers already" in result.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_one_process_of_torchrun_finetunes(world: Any, flags: list[str], tmp_path: Path) -> None:
+    where = [
+        "--from",
+        world.pretrained,
+        "--data",
+        world.data,
+        "--subject",
+        "subj01",
+        "--out",
+        tmp_path / "run",
+    ]
+    result = torchrun("finetune", *where, *flags, processes=1)
+    assert result.returncode == 0, result.stderr
+    assert set(schema.resolve(tmp_path / "run").manifest.subjects) == {"subj01"}

@@ -36,7 +36,9 @@ class AccelerateEngine:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision=_MIXED[config.precision]
         )
-        self.decoder, self.optimiser = self.accelerator.prepare(decoder, make_optimiser(decoder, config))
+        # Where torchrun started this process, Accelerate would wrap the decoder for others to join; there are none.
+        self.decoder = self.accelerator.prepare_model(decoder, evaluation_mode=True)
+        self.optimiser = self.accelerator.prepare_optimizer(make_optimiser(decoder, config))
         self.clip = config.clip
         self.device = self.accelerator.device
         self.updates = self.skipped = 0
