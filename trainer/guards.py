@@ -101,11 +101,11 @@ class WaitGuard:
             return None
         self._told = True
         cache = (
-            "give the cache a fast local disk and room for all of it (FMRI2IMG_CACHE, FMRI2IMG_CACHE_BYTES)"
+            "a cache on a fast local disk with room for all of it (FMRI2IMG_CACHE, FMRI2IMG_CACHE_BYTES)"
             if self.remote
-            else "copy the data set to a local disk"
+            else "the data set on a local disk"
         )
         return (
-            f"training waits for data {share:.0%} of the time: {cache} and resume, or start anew with more "
+            f"training waits for data {share:.0%} of the time: stop and resume with {cache}, or with more "
             f"reading_threads than {self.threads}"
         )

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import InputError
-from fmri2img.files import digest_json, write_json
+from fmri2img.files import write_json
 
 OPTIMISER = "state/optimiser.safetensors"
 POSITION = "state/position.json"
 BEST = "state/best.safetensors"
+# What a run may be resumed with otherwise than it began: no weight depends on it.
+FREE = ("checkpoint_every", "keep", "log_every", "pictures_every", "reading_threads")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def write_step(
         for name, content in tensors.items():
             schema.save_tensors(staging / name, content)
         write_json(staging / schema.CONFIG_NAME, identity.config)
-        digest = digest_json(identity.config)
-        write_json(staging / POSITION, {"step": step, "config_digest": digest, **(position or {})})
+        write_json(staging / POSITION, {"step": step, **(position or {})})
         draft = schema.CheckpointManifest(
             kind=kind,
             recipe=identity.recipe,
@@ -106,10 +107,10 @@ def find_resumable(
     if found is None:
         return None
     position = json.loads((found.path / POSITION).read_text())
-    if position["config_digest"] != digest_json(config):
-        was = json.loads((found.path / schema.CONFIG_NAME).read_text())
+    was = json.loads((found.path / schema.CONFIG_NAME).read_text())
+    if _decisive(was) != _decisive(config):
         raise InputError(
-            f"{run} holds a run of another configuration ({_difference(was, config)}): "
+            f"{run} holds a run of another configuration ({_difference(_decisive(was), _decisive(config))}): "
             "give the same one to resume it, or another --out"
         )
     began = found.manifest.parent
@@ -131,6 +132,14 @@ def find_resumable(
         best.tensors = schema.load_tensors(found.path, BEST)
     metrics = dict(found.manifest.metrics)
     return Resumed(found.manifest.step, model, moments, averaged, found.passed_over, metrics, best)
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved configuration decides the finished model."""
+    recipe = dict(config["recipe"])
+    for stage in ("pretraining", "finetuning"):
+        recipe[stage] = {key: value for key, value in recipe.get(stage, {}).items() if key not in FREE}
+    return {**config, "recipe": recipe}
 
 
 def _called(parent: schema.ParentRecord | None) -> str:

@@ -137,8 +137,8 @@ def test_waiting_for_data_is_told_once_after_several_records_in_a_row() -> None:
     told = [guard.hear(share) for share in shares]
     assert [text is not None for text in told] == [n == 5 for n in range(len(shares))]
     assert told[5] == (
-        "training waits for data 43% of the time: copy the data set to a local disk and resume, "
-        "or start anew with more reading_threads than 1"
+        "training waits for data 43% of the time: stop and resume with the data set on a local disk, "
+        "or with more reading_threads than 1"
     )
     far = WaitGuard(threads=2, remote=True, records=1).hear(0.5)
     assert far is not None and "FMRI2IMG_CACHE" in far

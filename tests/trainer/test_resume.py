@@ -193,3 +193,14 @@ def test_the_position_of_a_checkpoint_is_plain(spec: Callable[..., Any]) -> None
     ]
     assert [position["step"] for position in positions] == [2, 4]
     assert positions[0]["best"]["step"] == 0
+
+
+def test_a_run_resumes_with_other_settings_that_decide_no_weight(
+    spec: Callable[..., Any], faults: Any, killed: type[BaseException]
+) -> None:
+    whole = finetune(spec("whole"))
+    with pytest.raises(killed):
+        finetune(spec("broken"), listener=faults.kill_at(5))
+    other = {"log_every": 2, "keep": 5, "checkpoint_every": 3, "reading_threads": 2}
+    resumed = finetune(spec("broken", **other))
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
