@@ -39,6 +39,8 @@ class ArrayFile:
     _path: Path | None = None
     _key: str = ""
     _transposed: bool = False
+    # Opened at the first read and kept: a data set asks for its pictures one by one.
+    _data: Any = None
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """The entries at `positions` of the first axis, in that order."""
@@ -47,10 +49,12 @@ class ArrayFile:
             return np.asarray(self._values[positions])
         if len(positions) == 0:
             return np.zeros((0, *self.shape[1:]), self.dtype)
-        with h5py.File(self._path, "r") as file:
-            data = file[self._key]
-            order = np.unique(positions)
-            pieces = [self._slice(data, int(run[0]), int(run[-1]) + 1) for run in _runs(order)]
+        if self._data is None:
+            self._data = h5py.File(self._path, "r")[self._key]
+        order = np.unique(positions)
+        pieces = [self._slice(self._data, int(run[0]), int(run[-1]) + 1) for run in _runs(order)]
+        if len(pieces) == 1 and np.array_equal(order, positions):
+            return pieces[0]
         return np.concatenate(pieces)[np.searchsorted(order, positions)]
 
     def all(self) -> np.ndarray:

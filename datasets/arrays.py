@@ -45,7 +45,7 @@ class _Subject:
         """The trials of one session that are not left out, in time order."""
         rows = np.flatnonzero((self.session_of == session) & self.kept)
         rows = rows[np.argsort(self.order[rows], kind="stable")]
-        return SessionTrials(self.responses.rows(rows).astype(np.float32), self.nsd_ids[rows])
+        return SessionTrials(self.responses.rows(rows).astype(np.float32, copy=False), self.nsd_ids[rows])
 
 
 @dataclass
