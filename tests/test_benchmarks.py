@@ -17,7 +17,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = {
-    "build.py": "--trials 90 --voxels 40 --rounds 1",
+    "build.py": "--trials 90 --voxels 40 --rounds 2",
     "loader.py": "--pictures 24 --voxels 40 --tokens 2 3 --batch 16 --seconds 0.02 --rounds 1 --epochs 0",
     "train_step.py": "--steps 2 --blocks 1 --latent 8 --voxels 60 --batch 16 --threads 1",
     "pretrain.py": "--blocks 2 --block 2 --batch 8 --processes 2 --sessions 1 --voxels 60 --latent 8 --width 16 "
