@@ -6,10 +6,8 @@ A job that dies leaves the data set as it was, and the same job goes on with the
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from fmri2img.datasets.source import Progress, silent
 from fmri2img.datasets.statistics import Moments
 from fmri2img.datasets.writer import write_column, write_file
 from fmri2img.errors import InputError
+from fmri2img.files import alone
 
 Compute = Callable[[list[np.ndarray], list[list[str]]], np.ndarray]
 """From `n` pictures, uint8 `(height, width, 3)`, and their captions to features `(n, *shape)`."""
@@ -98,7 +97,9 @@ def add_columns(
     _check_name(name, dtype)
     size = [int(n) for n in shape]
     described = {"name": name, "shape": size, "dtype": dtype, "extractor": extractor}
-    with _alone(root):
+    if not root.is_dir():
+        read_manifest(root)  # which says what is wrong
+    with alone(root, f"Another job is adding features to {root}: wait until it is done."):
         dataset = Dataset.open(root)
         known = dataset.feature_spaces.get(name)
         if known is not None:
@@ -230,21 +231,3 @@ def _statistics(moments: Moments, shape: tuple[int, ...]) -> dict[str, np.ndarra
         "std": std.reshape(shape).astype(np.float32),
         "count": count,
     }
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Keep two jobs from adding features to one data set at a time."""
-    if not root.is_dir():
-        read_manifest(root)
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another job is adding features to {root}: wait until it is done.") from None
-        except OSError:
-            pass  # this file system has no locks
-        yield
-    finally:
-        os.close(handle)

@@ -6,16 +6,14 @@ knows what is there without reading it again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +21,7 @@ from fmri2img.datasets.fetch_bytes import digests_of, land
 from fmri2img.datasets.fetch_link import Link
 from fmri2img.datasets.fetch_listing import Remote, digests_expected
 from fmri2img.errors import DamageError, InputError
+from fmri2img.files import alone
 
 RECORD = ".fetched.jsonl"
 MARGIN = 64 << 20  # bytes of the disk that are left to others
@@ -55,7 +54,7 @@ def fetch(
         StoppedError: the link is dead; what has arrived is kept.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone(out, f"Another job is fetching into {out}: wait until it is done."):
         landed = Landed(out, link)
         todo = [file for file in files if not landed.holds(file, reread=reread)]
         _tidy(todo, out)
@@ -206,19 +205,3 @@ def _unpack(path: Path, members: Sequence[str]) -> None:
                 os.replace(part, target)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DamageError(f"{path} cannot be unpacked ({error}): remove it and fetch it anew.") from None
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep two jobs from fetching into one folder at a time."""
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another job is fetching into {out}: wait until it is done.") from None
-        except OSError:
-            pass  # this file system has no locks
-        yield
-    finally:
-        os.close(handle)

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: digests, canonical JSON, atomic writes."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fmri2img.errors import InputError
 
 CHUNK = 1 << 20
 
@@ -89,3 +92,19 @@ def staged_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     fsync_folder(final.parent)
+
+
+@contextmanager
+def alone(folder: Path, busy: str) -> Iterator[None]:
+    """Keep two jobs from working on one folder at a time: the second gets an InputError that says `busy`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(busy) from None
+        except OSError:
+            pass  # this file system has no locks
+        yield
+    finally:
+        os.close(handle)

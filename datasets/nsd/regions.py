@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fmri2img.datasets.nsd.labels import chosen_labels, label_names
 from fmri2img.datasets.nsd.layout import NsdLayout
 from fmri2img.datasets.nsd.volumes import read_volume
 from fmri2img.errors import DamageError, InputError
@@ -77,7 +78,7 @@ def select_voxels(
     texts = {name: _names(layout, subject, name, volume) for name, volume in volumes.items()}
     mask = np.zeros(shape, bool)
     for spec, name in asked.items():
-        mask |= _chosen(spec, volumes[name], texts[name])
+        mask |= chosen_labels(spec, volumes[name], texts[name])
     positions = np.flatnonzero(mask)
     if not len(positions):
         raise InputError(f"{', '.join(rois)} of {subject} in {space} hold no voxel: name other ROIs.")
@@ -106,30 +107,9 @@ def _labels(layout: NsdLayout, subject: str, space: str, name: str) -> np.ndarra
 
 
 def _names(layout: NsdLayout, subject: str, name: str, volume: np.ndarray) -> dict[int, str]:
-    """The name of each label from 1 that occurs, from the release's table or else `NAME-3`."""
     plain = name.removeprefix("lh.").removeprefix("rh.")
-    path = layout.find_labels(subject, plain) or layout.find_labels("fsaverage", plain)
-    found: dict[int, str] = {}
-    if path is not None:
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            words = line.split()
-            if len(words) >= 2 and words[0].isdigit():
-                found[int(words[0])] = words[1]
-    labels = [int(label) for label in np.unique(volume) if label > 0]
-    single = {1: plain} if labels == [1] else {}
-    return {label: found.get(label, single.get(label, f"{plain}-{label}")) for label in labels}
-
-
-def _chosen(spec: str, volume: np.ndarray, texts: dict[int, str]) -> np.ndarray:
-    name, colon, label = spec.partition(":")
-    if not colon:
-        return np.asarray(volume > 0)
-    numbers = [number for number, text in texts.items() if text == label]
-    if not numbers:
-        raise InputError(
-            f"{label!r} is no label of {name}: use one of {', '.join(texts.values()) or 'none'}."
-        )
-    return np.isin(volume, numbers)
+    table = layout.find_labels(subject, plain) or layout.find_labels("fsaverage", plain)
+    return label_names(table, plain, volume)
 
 
 def _text(labels: np.ndarray, texts: dict[int, str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmri2img.datasets.nsd.labels import chosen_labels, label_names
 from fmri2img.datasets.nsd.layout import HEMISPHERES, NsdLayout
 from fmri2img.datasets.nsd.volumes import read_volume
 from fmri2img.errors import DamageError, InputError
@@ -133,32 +134,15 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _names(layout: NsdLayout, name: str, labels: np.ndarray) -> dict[int, str]:
-    """The name of each label from 1 that occurs, from the release's table or else `NAME-3`."""
-    path = layout.find_labels(OWNER, name) or layout.find_labels("subj01", name)
-    found: dict[int, str] = {}
-    if path is not None:
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            words = line.split()
-            if len(words) >= 2 and words[0].isdigit():
-                found[int(words[0])] = words[1]
-    present = [int(label) for label in np.unique(labels) if label > 0]
-    alone = name if present == [1] else ""
-    return {label: found.get(label, alone or f"{name}-{label}") for label in present}
+    table = layout.find_labels(OWNER, name) or layout.find_labels("subj01", name)
+    return label_names(table, name, labels)
 
 
 def _of_label(spec: str, labels: np.ndarray, texts: dict[int, str] | None) -> np.ndarray:
     """bool `(vertices,)`: in the label file, in the one label asked for, or in the mask."""
     if texts is None:
         return np.asarray(labels != 0)
-    name, colon, label = spec.partition(":")
-    if not colon:
-        return np.asarray(labels > 0)
-    numbers = [number for number, text in texts.items() if text == label]
-    if not numbers:
-        raise InputError(
-            f"{label!r} is no label of {name}: use one of {', '.join(texts.values()) or 'none'}."
-        )
-    return np.isin(labels, numbers)
+    return chosen_labels(spec, labels, texts)
 
 
 def _first(labels: dict[str, np.ndarray], count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from fmri2img.commands.building import names_of
 from fmri2img.console import output, stage
 from fmri2img.errors import InputError
 
@@ -66,7 +67,7 @@ class FeaturesImport:
         from fmri2img.datasets.nsd.design import Design
         from fmri2img.datasets.prepared.braindiffuser import first_seen
 
-        names = [name for text in self.subjects for name in text.split(",") if name]
+        names = names_of(self.subjects)
         if self.ids or len(self.from_) != 2 * len(names) or not names:
             raise InputError(
                 f"--design with --subjects {' '.join(names) or '(none)'} needs a training and a test array of each "

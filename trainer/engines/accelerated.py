@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmri2img.errors import InputError
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.trainer.collectives import world_size
 from fmri2img.trainer.config import TrainingConfig
-from fmri2img.trainer.engines.ema import Average
+from fmri2img.trainer.engines.ema import Average, Averaging
 from fmri2img.trainer.engines.interface import SCALER, load_plain_state, make_optimiser, plain_state, set_rate
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _SCALER_STATE = ("scale", "_growth_tracker")
 
 
-class AccelerateEngine:
+class AccelerateEngine(Averaging):
     """Trains one decoder alone on the device that Accelerate finds."""
 
     def __init__(self, decoder: MultiSubjectDecoder, config: TrainingConfig) -> None:
@@ -70,17 +70,8 @@ class AccelerateEngine:
             name: value.detach().float().cpu().clone() for name, value in self.decoder.state_dict().items()
         }
 
-    def ema_tensors(self) -> dict[str, Tensor]:
-        if self.average is None:
-            return {}
-        with self.average.in_place():
-            return self.model_tensors()
-
-    def load_ema(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.average is not None and tensors:
-            with self.average.taking():
-                for name, parameter in self.decoder.named_parameters():
-                    parameter.data.copy_(tensors[name])
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         tensors = plain_state(self.optimiser.optimizer, self.decoder)

@@ -4,11 +4,13 @@ At every ZeRO stage a rank averages just the part of the float32 weights that it
 average is that of a single process and costs no communication until it is asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fmri2img.models.decoder import MultiSubjectDecoder
 
 
 class Average:
@@ -52,3 +54,31 @@ class Average:
         for shadow, master, before in zip(self._shadows, masters, kept, strict=True):
             shadow.copy_(master)
             master.data.copy_(before)
+
+
+class Averaging:
+    """What both engines do with the averages that they keep, if any; a subclass says how a whole weight is set."""
+
+    average: Average | None
+    decoder: MultiSubjectDecoder
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """The whole model in float32 on the CPU. Collective."""
+        raise NotImplementedError
+
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        raise NotImplementedError
+
+    def ema_tensors(self) -> dict[str, Tensor]:
+        """The whole model with averaged weights, or nothing where none are kept. Collective."""
+        if self.average is None:
+            return {}
+        with self.average.in_place():
+            return self.model_tensors()
+
+    def load_ema(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from averaged weights that `ema_tensors` gave. Collective."""
+        if self.average is not None and tensors:
+            with self.average.taking():
+                for name, parameter in self.decoder.named_parameters():
+                    self._set_weight(parameter, tensors[name])

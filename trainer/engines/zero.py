@@ -10,7 +10,7 @@ from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.trainer.collectives import rank, world_size
 from fmri2img.trainer.config import TrainingConfig
-from fmri2img.trainer.engines.ema import Average
+from fmri2img.trainer.engines.ema import Average, Averaging
 from fmri2img.trainer.engines.interface import (
     COUNT,
     MOMENTS,
@@ -25,7 +25,7 @@ _KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(Averaging):
     """Trains one decoder in all processes of the group."""
 
     def __init__(self, decoder: MultiSubjectDecoder, config: TrainingConfig) -> None:
@@ -107,17 +107,8 @@ class DeepSpeedEngine:
             tensors[name] = buffer.detach().float().cpu().clone()
         return tensors
 
-    def ema_tensors(self) -> dict[str, Tensor]:
-        if self.average is None:
-            return {}
-        with self.average.in_place():
-            return self.model_tensors()
-
-    def load_ema(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.average is not None and tensors:
-            with self.average.taking():
-                for name, parameter in self.decoder.named_parameters():
-                    self._set_whole(parameter, tensors[name], None)
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self._set_whole(parameter, value, None)
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
