@@ -1,7 +1,8 @@
 """Frozen extractors: pictures and their captions to the feature spaces that decoders predict.
 
 Two need no downloaded model: low-resolution pixels, and a caption embedding. Each is a pydantic model that a recipe
-writes as `{kind: ...}`; the data set records it, so a cached column says how it was made.
+writes as `{kind: ...}`; the data set records it, so a cached column says how it was made. Of n pictures (H, W, 3) uint8
+and n lists of captions, `compute` makes features (n, *shape) float32.
 """
 
 import hashlib
@@ -9,24 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from fmri2img.errors import InputError
-
-
-class Extractor(Protocol):
-    """What makes a feature space."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def compute(self, pictures: list[np.ndarray], captions: list[list[str]]) -> np.ndarray:
-        """pictures: n arrays (H, W, 3) uint8; captions: n lists. Returns (n, *shape) float32."""
-        ...
 
 
 class Pixels(BaseModel):
