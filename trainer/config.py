@@ -1,6 +1,6 @@
 """What a recipe says: feature spaces with their losses, the decoder's sizes, how to train, which generator."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -61,7 +61,7 @@ class TrainingConfig(Strict):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    rates: dict[Literal["heads", "backbone", "branches"], float] = Field(
+    rates: dict[Literal["heads", "backbone", "branches"], Annotated[float, Field(ge=0)]] = Field(
         default={}, description="share of the learning rate by part of the decoder; 1 where nothing is said"
     )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from fmri2img.trainer.config import TrainingConfig
 from fmri2img.trainer.schedules import learning_rate, part_rates
@@ -61,6 +62,13 @@ def test_the_rate_of_a_part_is_its_share_of_the_runs_at_every_step() -> None:
         whole = learning_rate(config, step)
         assert part_rates(config, step) == {"branches": 2.0 * whole, "heads": 0.5 * whole}
     assert part_rates(TrainingConfig(), 3) == {}
+
+
+@pytest.mark.parametrize("share", [-0.5, float("nan")])
+def test_a_part_that_would_climb_its_loss_is_refused(share: float) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        TrainingConfig(rates={"heads": share})
+    assert part_rates(TrainingConfig(rates={"heads": 0.0}), 3) == {"heads": 0.0}
 
 
 @pytest.mark.parametrize(
