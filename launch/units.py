@@ -154,7 +154,7 @@ class Reconstructor:
         self.job, self.out, self.dataset = job, out, Dataset.open(data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.decoder = load_decoder(found.path).to(self.device)
-        self.generator = recipe_of(found.path).generator
+        self.generator = recipe_of(found.path).generator.load(self.device)
         self.items = items_of(job, self.dataset)
         self.tables = {name: self.dataset.samples(name, job.split) for name in job.subjects}
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmri2img.features.extractors import AnyExtractor
-from fmri2img.generators.pixels import PixelsGenerator
+from fmri2img.generators import AnyGenerator
 from fmri2img.models.config import DecoderConfig
 from fmri2img.trainer.objectives.settings import Loss, Losses, check_losses
 
@@ -152,7 +152,7 @@ class Recipe(Strict):
     decoder: DecoderConfig = DecoderConfig()
     pretraining: TrainingConfig = TrainingConfig()
     finetuning: TrainingConfig = TrainingConfig(zero_stage=0)
-    generator: PixelsGenerator
+    generator: AnyGenerator
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

@@ -12,7 +12,7 @@ from fmri2img.datasets import Dataset
 from fmri2img.datasets.png import encode_png
 from fmri2img.errors import StoppedError
 from fmri2img.files import write_atomic
-from fmri2img.generators.pixels import Generator
+from fmri2img.generators import Generator, LoadedGenerator
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.trainer.collectives import fail_together, rank
 from fmri2img.trainer.engines import Engine
@@ -49,8 +49,25 @@ def some_pictures(dataset: Dataset, validation: Mapping[str, PictureRows]) -> di
 class Pictures:
     """Draws the same pictures again at every call, with the same noise, so that only the decoder makes a difference."""
 
-    def __init__(self, run: Path, generator: Generator, rows: Mapping[str, Shown], *, seed: int) -> None:
-        self.run, self.generator, self.rows, self.seed = run, generator, rows, seed
+    def __init__(
+        self,
+        run: Path,
+        generator: Generator,
+        rows: Mapping[str, Shown],
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Loads the generator's models to `device` on rank 0; what fails there is raised on all ranks. Collective."""
+        self.run, self.rows, self.seed = run, rows, seed
+        self.generator: LoadedGenerator | None = None
+        error: Exception | None = None
+        if rank() == 0:
+            try:
+                self.generator = generator.load(device)
+            except Exception as caught:  # told to all ranks by the next line
+                error = caught
+        fail_together(error)
 
     def draw(self, engine: Engine, step: int) -> str:
         """Write `pictures/step-........png` and return its path in the run folder. Collective.
@@ -95,6 +112,7 @@ class Pictures:
             torch.Generator().manual_seed(derive_seed(self.seed, "pictures", subject, nsd_id))
             for subject, nsd_id in ids
         ]
+        assert self.generator is not None  # rank 0 has loaded it
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.no_grad():
             made = self.generator.generate(features, generators)

@@ -304,7 +304,7 @@ def _run(
         noise=config.noise,
         workers=config.reading_threads,
     )
-    pictures = _pictures(run, recipe, config, material)
+    pictures = _pictures(run, recipe, config, material, engine.device)
     watch = None
     if rank() == 0:
         run.mkdir(parents=True, exist_ok=True)
@@ -342,11 +342,13 @@ def _run(
             watch.close()
 
 
-def _pictures(run: Path, recipe: Recipe, config: TrainingConfig, material: Material) -> Pictures | None:
+def _pictures(
+    run: Path, recipe: Recipe, config: TrainingConfig, material: Material, device: torch.device
+) -> Pictures | None:
     if not config.pictures_every:
         return None
     rows = some_pictures(material.dataset, material.validation)
-    return Pictures(run, recipe.generator, rows, seed=config.seed)
+    return Pictures(run, recipe.generator, rows, seed=config.seed, device=device)
 
 
 def _fresh(recipe: Recipe, material: Material, config: TrainingConfig) -> MultiSubjectDecoder:

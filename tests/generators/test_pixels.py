@@ -14,7 +14,9 @@ def low(n: int, channels: int = 3, side: int = 4) -> torch.Tensor:
 
 def enlarge(features: torch.Tensor, size: int = 16, smooth: bool = True) -> torch.Tensor:
     generators = [torch.Generator() for _ in range(len(features))]
-    return PixelsGenerator(space="p", size=size, smooth=smooth).generate({"p": features}, generators)
+    return (
+        PixelsGenerator(space="p", size=size, smooth=smooth).load("cpu").generate({"p": features}, generators)
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -57,10 +59,10 @@ def test_half_precision_is_taken() -> None:
 
 def test_a_space_the_decoder_does_not_predict_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"needs the space p, the decoder predicts \['q'\]"):
-        PixelsGenerator(space="p").generate({"q": low(1)}, [torch.Generator()])
+        PixelsGenerator(space="p").load("cpu").generate({"q": low(1)}, [torch.Generator()])
 
 
 @pytest.mark.parametrize("shape", [(2, 12), (2, 4, 4, 4)])
 def test_what_is_no_picture_is_an_input_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"needs \(batch, 1 or 3, h, w\), p is"):
+    with pytest.raises(InputError, match=r"needs \(1 or 3, h, w\), p is"):
         enlarge(torch.zeros(shape))

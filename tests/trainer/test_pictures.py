@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmri2img.datasets import Dataset
 from fmri2img.errors import StoppedError
-from fmri2img.generators.pixels import PixelsGenerator
+from fmri2img.generators.pixels import LoadedPixels, PixelsGenerator
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.loading import load_decoder
 from fmri2img.trainer import stages
@@ -51,7 +51,7 @@ def test_each_pair_is_the_seen_picture_beside_what_the_finished_model_makes_of_i
     predicted = decoder.predict(
         {name: torch.from_numpy(rows.responses[:4]) for name, rows in material.validation.items()}
     )
-    made = PixelsGenerator(space="pixels-2", size=SIZE).generate(predicted.features, [])
+    made = PixelsGenerator(space="pixels-2", size=SIZE).load("cpu").generate(predicted.features, [])
     made_of = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     grid = read(Path(wanted.run) / "pictures" / "step-00000003.png")
     dataset, place = Dataset.open(data), 0
@@ -71,14 +71,14 @@ def test_each_pair_is_the_seen_picture_beside_what_the_finished_model_makes_of_i
 def test_training_is_the_same_bits_with_pictures_and_without(
     spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = PixelsGenerator.generate
+    honest = LoadedPixels.generate
 
-    def careless(self: PixelsGenerator, *arguments: Any) -> torch.Tensor:
+    def careless(self: LoadedPixels, *arguments: Any) -> torch.Tensor:
         torch.rand(3)  # a generator that draws from the random state of all
         return honest(self, *arguments)
 
     without = finetune(spec("without"))
-    monkeypatch.setattr(PixelsGenerator, "generate", careless)
+    monkeypatch.setattr(LoadedPixels, "generate", careless)
     # No step that follows seeds it anew: noise and masks would differ if pictures had touched it.
     before: list[torch.Tensor] = []
     draw = Pictures.draw
@@ -110,7 +110,7 @@ def test_what_fails_while_pictures_are_drawn_stops_the_run(
     def broken(*arguments: Any) -> None:
         raise ValueError("no such scheduler")
 
-    monkeypatch.setattr(PixelsGenerator, "generate", broken)
+    monkeypatch.setattr(LoadedPixels, "generate", broken)
     with pytest.raises(ValueError, match="no such scheduler"):
         finetune(spec("run", pictures_every=2))
 
