@@ -22,6 +22,9 @@ class Reconstructions:
     pictures: np.ndarray | None = None  # (n, H, W, 3) uint8
     features: dict[str, np.ndarray] = field(default_factory=dict)  # space: (n, *shape) float32
     directions: dict[str, np.ndarray] = field(default_factory=dict)  # space: (n, features), for retrieval
+    perceived: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # network: (n, *shape), of the pictures made
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Truth:
     centres: dict[str, np.ndarray] = field(
         default_factory=dict
     )  # space: (*shape), the mean over training pictures
+    perceived: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # network: (m, *shape), of the pictures seen
 
 
 def evaluate(
@@ -41,8 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Score reconstructions by every metric they allow, with intervals.
 
-    Pictures give `pixcorr`, `ssim` and `two_way_pixels`; a feature space gives `two_way_<space>`,
-    `image_retrieval_<space>` and `brain_retrieval_<space>`. Identification is among all pictures of `truth`;
+    Pictures give `pixcorr`, `ssim` and `two_way_pixels`; a network that looked at both gives `perceived_<network>`; a
+    feature space gives `two_way_<space>`, `image_retrieval_<space>` and `brain_retrieval_<space>`. Identification is among all pictures of `truth`;
     intervals resample pictures.
 
     Raises:
@@ -52,6 +58,7 @@ def evaluate(
     settings = settings or EvaluationSettings()
     index = _index(reconstructions, truth)
     judged = _judge_pictures(reconstructions, truth, index, settings)
+    judged |= _judge_perceived(reconstructions, truth, index)
     for space in sorted(reconstructions.features):
         judged |= _judge_space(space, reconstructions, truth, index, settings)
     if not judged:
@@ -85,7 +92,7 @@ def evaluate(
 
 def _is_headline(metric: str, made: Reconstructions) -> bool:
     """Where a decoder has directions in some space, that space speaks for its features."""
-    of_pictures = metric in ("pixcorr", "ssim", "two_way_pixels")
+    of_pictures = metric in ("pixcorr", "ssim", "two_way_pixels") or metric.startswith("perceived_")
     return (
         not made.directions or of_pictures or metric.endswith(tuple(f"_{space}" for space in made.directions))
     )
@@ -130,6 +137,22 @@ def _judge_pictures(
             0.5,
         ),
     }
+
+
+def _judge_perceived(made: Reconstructions, truth: Truth, index: np.ndarray) -> dict[str, _Judged]:
+    """Identification by what a network makes of the pictures (Scotti et al. 2023, section 3.3, among others)."""
+    judged = {}
+    for network, perceived in sorted(made.perceived.items()):
+        if network not in truth.perceived:
+            raise InputError(f"{network} looked at the reconstructions but not at the pictures seen.")
+        judged[f"perceived_{network}"] = _Judged(
+            two_way_identification(perceived, truth.perceived[network], index),
+            f"Two-way, pictures by {network}",
+            f"Share of the {len(truth.nsd_ids) - 1} other pictures whose {network} features correlate less with those "
+            "of the reconstruction than those of the picture seen.",
+            0.5,
+        )
+    return judged
 
 
 def _judge_space(
@@ -206,11 +229,11 @@ def _index(made: Reconstructions, truth: Truth) -> np.ndarray:
     """The place of each item's picture among the candidates, (n,), after checking both sides."""
     n, m = len(made.keys), len(truth.nsd_ids)
     lengths = {"nsd_ids": made.nsd_ids} | ({} if made.pictures is None else {"pictures": made.pictures})
-    for name, value in (lengths | made.features | made.directions).items():
+    for name, value in (lengths | made.features | made.directions | made.perceived).items():
         if len(value) != n:
             raise InputError(f"{n} keys but {len(value)} of {name!r}: every item needs one.")
     for name, value in (
-        ({} if truth.pictures is None else {"pictures": truth.pictures}) | truth.features
+        ({} if truth.pictures is None else {"pictures": truth.pictures}) | truth.features | truth.perceived
     ).items():
         if len(value) != m:
             raise InputError(f"{m} candidate pictures but {len(value)} of {name!r}: every one needs its own.")

@@ -54,6 +54,22 @@ def test_perfect_reconstructions_score_one_in_everything(perfect: Reconstruction
     assert (found.candidates, found.subject) == (12, "subj01")
 
 
+def test_what_a_network_sees_in_both_pictures_identifies_them(
+    perfect: Reconstructions, truth: Truth, rng: np.random.Generator
+) -> None:
+    seen = rng.standard_normal((12, 6)).astype(np.float32)
+    index = np.array([int(np.flatnonzero(truth.nsd_ids == i)[0]) for i in perfect.nsd_ids])
+    looked = replace(perfect, perceived={"eye": seen[index]})
+    found = evaluate(looked, replace(truth, perceived={"eye": seen}), FAST)
+    assert found.metrics["perceived_eye"].value == pytest.approx(1.0)
+    assert found.metrics["perceived_eye"].headline
+    swapped = replace(perfect, perceived={"eye": -seen[index]})
+    found = evaluate(swapped, replace(truth, perceived={"eye": seen}), FAST)
+    assert found.metrics["perceived_eye"].value < 0.5
+    with pytest.raises(InputError, match="eye looked at the reconstructions but not at the pictures seen"):
+        evaluate(looked, truth, FAST)
+
+
 def test_noise_scores_near_chance(perfect: Reconstructions, truth: Truth, rng: np.random.Generator) -> None:
     noise = replace(
         perfect, features={"scene": rng.standard_normal((10, 9)).astype(np.float32)}, pictures=None
