@@ -48,8 +48,8 @@ def evaluate(
     """Score reconstructions by every metric they allow, with intervals.
 
     Pictures give `pixcorr`, `ssim` and `two_way_pixels`; a network that looked at both gives `perceived_<network>`; a
-    feature space gives `two_way_<space>`, `image_retrieval_<space>` and `brain_retrieval_<space>`. Identification is among all pictures of `truth`;
-    intervals resample pictures.
+    feature space gives `two_way_<space>`, `image_retrieval_<space>` and `brain_retrieval_<space>`. Identification is
+    among all pictures of `truth`; intervals resample pictures.
 
     Raises:
         InputError: nothing to judge, items whose picture is unknown, shapes that differ, or predictions that
