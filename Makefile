@@ -1,5 +1,6 @@
 # make demo    the whole path on simulated data: pretrain on two emulated nodes, finetune, reconstruct, report
-# make test    lint, types, import layers and all tests
+# make test    lint, types, import layers and all tests but those of real hosts
+# make test-cluster   real hosts on this machine, by network namespaces: faults of nodes and links; needs root
 # make venv    only the environment (.venv), with the versions of constraints.txt
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ TREE := build/tree
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint pytest venv tree schemas clean
+.PHONY: help demo test test-cluster lint pytest venv tree schemas clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -23,7 +24,10 @@ demo: venv
 test: lint pytest
 
 pytest: venv
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --ignore tests/cluster $(ARGS)
+
+test-cluster: venv
+	$(BIN)/pytest tests/cluster $(ARGS)
 
 lint: venv tree
 	$(BIN)/ruff check
