@@ -1,7 +1,8 @@
 """What the simulated higher areas make of a scene: populations of tuned units, the same in every brain.
 
-A unit answers to things near its favourite kind, colour, size and place, multiplied, summed over the objects
-of the scene by how much of the picture they take up, and compressed. Kinds live in a small space in which
+A unit answers to things near its favourite kind, colour, size, place and texture, multiplied, summed over the
+objects of the scene by how much of the picture they take up, and compressed; some answer to the place instead,
+and to where the light comes from. Kinds live in a small space in which
 some are alike, so tuning is graded. A unit is not a label and no label is a unit; voxels mix many units, each
 in its own way.
 """
@@ -12,19 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmri2img.simulation.energy import OPPONENTS
-from fmri2img.simulation.scenes import BACKGROUNDS, Scene
+from fmri2img.simulation.records import BACKGROUNDS, LIGHTS, TEXTURES, Scene
 from fmri2img.simulation.shapes import KINDS
 
 POPULATION_STREAM = 3
 KIND_DIMENSIONS = 7
-MAX_OBJECTS = 3
+MAX_OBJECTS = 4
 CATEGORIES: tuple[tuple[str, ...], ...] = (
     ("ball", "ring", "moon", "face"),
-    ("square", "triangle", "cross", "star"),
-    ("flower", "tree", "fish", "heart"),
-    ("house", "square", "tree"),
+    ("box", "cup", "car", "boat"),
+    ("flower", "tree", "mushroom"),
+    ("fish", "bird", "face"),
+    ("house", "tree", "boat"),
+    ("star", "heart", "moon"),
 )
-"""Kinds that are alike: round, angular, living, of places."""
+"""Kinds that are alike: round, made by people, plants, animals, of places, ornaments."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Area:
     Attributes:
         units: how many.
         favourites: kinds its units prefer; all of them when empty.
-        colour, size, place: share of a unit's answer that depends on them, 0 to 1.
+        colour, size, place, texture: share of a unit's answer that depends on them, 0 to 1.
         background: share of its units that answer to the background instead of to objects.
     """
 
@@ -43,14 +46,17 @@ class Area:
     colour: float = 0.5
     size: float = 0.5
     place: float = 0.5
+    texture: float = 0.3
     background: float = 0.0
 
 
 AREAS: dict[str, Area] = {
-    "LOC": Area(96, colour=0.35, size=0.4, place=0.75),
+    "LOC": Area(96, colour=0.35, size=0.4, place=0.75, texture=0.3),
     "PPA": Area(80, favourites=("house", "tree"), colour=0.6, size=0.3, place=0.4, background=0.7),
-    "FFA": Area(48, favourites=("face", "face", "fish", "heart"), colour=0.3, size=0.6, place=0.4),
-    "ventral": Area(112, colour=0.85, size=0.3, place=0.3, background=0.2),
+    "FFA": Area(
+        48, favourites=("face", "face", "fish", "bird"), colour=0.3, size=0.6, place=0.4, texture=0.1
+    ),
+    "ventral": Area(112, colour=0.85, size=0.3, place=0.3, texture=0.6, background=0.2),
 }
 
 
@@ -64,6 +70,8 @@ class Units:
     colours: np.ndarray
     sizes: np.ndarray
     places: np.ndarray
+    textures: np.ndarray
+    lights: np.ndarray
     of_background: np.ndarray
 
 
@@ -92,6 +100,8 @@ class Populations:
             colours=_opponent(rng.uniform(0, 1, size=(area.units, 3))),
             sizes=rng.uniform(np.log(0.09), np.log(0.3), size=area.units),
             places=rng.uniform(0.15, 0.85, size=(area.units, 2)),
+            textures=rng.uniform(0, 1, size=(area.units, len(TEXTURES))),
+            lights=rng.uniform(0.5, 1, size=(area.units, len(LIGHTS))),
             of_background=rng.random(area.units) < area.background,
         )
 
@@ -122,26 +132,30 @@ def _opponent(rgb: np.ndarray) -> np.ndarray:
 
 
 def _object_arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, ...]:
-    """Kind (n, 3), opponent colour (n, 3, 3), log radius (n, 3), place (n, 3, 2), weight (n, 3; 0: none)."""
+    """Kind (n, m), opponent colour (n, m, 3), log radius (n, m), place (n, m, 2), texture (n, m), weight (n, m).
+
+    m is MAX_OBJECTS; the weight of an object that is not there is 0.
+    """
     n = len(scenes)
-    kind = np.zeros((n, MAX_OBJECTS), dtype=int)
+    kind, texture = np.zeros((n, MAX_OBJECTS), dtype=int), np.zeros((n, MAX_OBJECTS), dtype=int)
     rgb, place = np.zeros((n, MAX_OBJECTS, 3)), np.zeros((n, MAX_OBJECTS, 2))
     radius, weight = np.ones((n, MAX_OBJECTS)), np.zeros((n, MAX_OBJECTS))
     for i, scene in enumerate(scenes):
         for j, thing in enumerate(scene.objects):
-            kind[i, j] = KINDS.index(thing.kind)
+            kind[i, j], texture[i, j] = KINDS.index(thing.kind), TEXTURES.index(thing.texture)
             rgb[i, j] = thing.rgb
             place[i, j] = thing.x, thing.y
             radius[i, j] = thing.radius
             weight[i, j] = thing.radius
     weight /= weight.sum(axis=1, keepdims=True)
-    return kind, _opponent(rgb / 255), np.log(radius), place, weight
+    return kind, _opponent(rgb / 255), np.log(radius), place, texture, weight
 
 
 def _background_arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, ...]:
-    """Kind (n,) and opponent colours (n, 2, 3) of the backgrounds."""
+    """Kind (n,) and opponent colours (n, 2, 3) of the backgrounds, and side of the light (n,)."""
     kind = np.array([BACKGROUNDS.index(scene.background.kind) for scene in scenes])
-    return kind, _opponent(np.array([scene.background.rgbs for scene in scenes]) / 255)
+    side = np.array([list(LIGHTS).index(scene.light.side) for scene in scenes])
+    return kind, _opponent(np.array([scene.background.rgbs for scene in scenes]) / 255), side
 
 
 def _blend(share: float, away: np.ndarray, width: float) -> np.ndarray:
@@ -154,6 +168,7 @@ def _to_objects(
     colour: np.ndarray,
     size: np.ndarray,
     place: np.ndarray,
+    texture: np.ndarray,
     weight: np.ndarray,
 ) -> np.ndarray:
     area = units.area
@@ -163,12 +178,13 @@ def _to_objects(
         answer *= _blend(area.colour, ((colour[:, j, None] - units.colours) ** 2).sum(axis=2), 0.18)
         answer *= _blend(area.size, (size[:, j, None] - units.sizes) ** 2, 0.45)
         answer *= _blend(area.place, ((place[:, j, None] - units.places) ** 2).sum(axis=2), 0.17)
+        answer *= 1 - area.texture * (1 - units.textures[:, texture[:, j]].T)
         total += answer
     return np.sqrt(total)
 
 
-def _to_background(units: Units, kind: np.ndarray, colour: np.ndarray) -> np.ndarray:
+def _to_background(units: Units, kind: np.ndarray, colour: np.ndarray, light: np.ndarray) -> np.ndarray:
     answer = np.zeros((len(kind), len(units.sizes)))
     for side in range(2):
         answer += _blend(units.area.colour, ((colour[:, side, None] - units.colours) ** 2).sum(axis=2), 0.18)
-    return np.sqrt(answer * units.backgrounds[:, kind].T)
+    return np.sqrt(answer * units.backgrounds[:, kind].T * units.lights[:, light].T)

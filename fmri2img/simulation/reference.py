@@ -8,7 +8,8 @@ import numpy as np
 
 from fmri2img.simulation.energy import GRID, contrast_maps
 from fmri2img.simulation.population import Populations
-from fmri2img.simulation.scenes import Scene, draw_scene, render
+from fmri2img.simulation.records import Scene
+from fmri2img.simulation.scenes import draw_scene, render
 
 DIMENSION_STREAM = 9
 PICTURE_DEGREES = 8.4

@@ -15,8 +15,9 @@ from fmri2img.errors import InputError
 from fmri2img.files import digest_json
 from fmri2img.simulation.captions import write_captions
 from fmri2img.simulation.cortex import Cortex
+from fmri2img.simulation.records import Scene
 from fmri2img.simulation.reference import Reference, reference
-from fmri2img.simulation.scenes import Scene, draw_scene, render
+from fmri2img.simulation.scenes import draw_scene, render
 
 DESIGN_STREAM, PICTURE_STREAM = 7, 8
 SOON_AGAIN = 0.15
@@ -197,7 +198,7 @@ class Simulation:
         return render(self.scene(nsd_id))
 
     def captions(self, nsd_id: int) -> list[str]:
-        """Four or five captions."""
+        """Five captions."""
         return write_captions(self.scene(nsd_id), self.spec.seed, nsd_id)
 
     def is_test(self, subject: str, nsd_id: int, session: int) -> bool:

@@ -79,7 +79,7 @@ def test_drift_changes_gain_and_baseline_of_a_session_but_no_ceiling(spec: Simul
 def test_pictures_and_captions_are_asked_for_by_id(simulation: Simulation) -> None:
     nsd_id = int(simulation.test_ids[0])
     assert simulation.picture(nsd_id).shape == (64, 64, 3)
-    assert len(simulation.captions(nsd_id)) >= 4
+    assert len(simulation.captions(nsd_id)) == 5
     with pytest.raises(InputError, match=f"picture {simulation.pictures} was not simulated: ids run from 0"):
         simulation.picture(simulation.pictures)
 
