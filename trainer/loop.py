@@ -166,7 +166,7 @@ def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[
         backward,
         batch.responses if mixing is None else mixing.mix_responses(batch.responses),
         parts=config.micro_batches,
-        seed=lambda part: _seed_dropout(config, batch.step, part),
+        seed=lambda part: _seed_dropout(config, batch.step, part, engine.device),
     )
     outputs = micro.forward()
     losses = {name: space.losses for name, space in job.spaces.items()}
@@ -223,9 +223,13 @@ def _mixing(job: Job, batch: Batch, place: Place) -> Mixing | None:
     return draw_mixing(settings, rows, lanes, seed=job.config.seed, step=batch.step).to(job.engine.device)
 
 
-def _seed_dropout(config: TrainingConfig, step: int, part: int) -> None:
+def _seed_dropout(config: TrainingConfig, step: int, part: int, device: torch.device) -> None:
     names = (config.seed, "dropout", step, rank())
-    torch.manual_seed(derive_seed(*names, part) if config.micro_batches > 1 else derive_seed(*names))
+    seed = derive_seed(*names, part) if config.micro_batches > 1 else derive_seed(*names)
+    # `torch.manual_seed` goes through every kind of device, and where CUDA was never used it keeps each call for later.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _validate(job: Job, done: int, best: Best) -> Metrics:
