@@ -41,11 +41,11 @@ def painting_light(light: Light, time: str) -> PaintingLight:
 
 
 def paint_object(canvas: np.ndarray, thing: SceneObject, light: PaintingLight) -> None:
-    """Paint one object, and the shadow it casts, over a canvas: float32 (width, width, 3), 0 to 255.
+    """Paint one object, and the shadow it casts, over a canvas: float32 (3, width, width), 0 to 255.
 
     The object is drawn with 3 x 3 fine pixels to one of the canvas, whose mean is laid over it.
     """
-    width = len(canvas)
+    width = canvas.shape[1]
     drawn = draw_parts(thing, width * OVERSAMPLING)
     _cast_shadow(canvas, drawn, thing, light)
     reach = thing.radius * 1.15 + OUTLINE_WIDTH
@@ -58,12 +58,12 @@ def paint_object(canvas: np.ndarray, thing: SceneObject, light: PaintingLight) -
     across, down = 0.26 * light.strength * light.x * u, 0.26 * light.strength * light.y * v
     dome = 0.1 * light.strength
     shade = (1.03 + across - dome * u * u) + (down - dome * v * v)
-    colours = _palette(thing.rgb, light.tint)[seen]
-    colours[..., :3] *= shade[..., None].astype(np.float32)
-    mean = sum(colours[i::OVERSAMPLING, j::OVERSAMPLING] for i in range(3) for j in range(3)) / np.float32(9)
-    region = canvas[rows, columns]
-    region *= 1 - mean[..., 3:]
-    region += np.minimum(mean[..., :3], 255)
+    colours = np.take(_palette(thing.rgb, light.tint), seen, axis=1)
+    colours[:3] *= shade.astype(np.float32)
+    mean = sum(colours[:, i::3, j::3] for i in range(3) for j in range(3)) / np.float32(9)
+    region = canvas[:, rows, columns]
+    region *= 1 - mean[3]
+    region += np.minimum(mean[:3], 255)
 
 
 def _between(place: float, reach: float, width: int) -> slice:
@@ -123,7 +123,7 @@ def _pattern(thing: SceneObject, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _cast_shadow(canvas: np.ndarray, drawn: Image.Image, thing: SceneObject, light: PaintingLight) -> None:
     """Darken the canvas where the object takes its light: the object's outline, moved away from it, blurred."""
-    width = len(canvas)
+    width = canvas.shape[1]
     outline = drawn.point(_OPAQUE).reduce(OVERSAMPLING)
     soft = outline.filter(ImageFilter.BoxBlur(1.2 if light.strength > 0.5 else 2.2))
     away = thing.radius * width * 0.28
@@ -133,11 +133,11 @@ def _cast_shadow(canvas: np.ndarray, drawn: Image.Image, thing: SceneObject, lig
     moved[max(dy, 0) :, max(dx, 0) : width + min(dx, 0)] = blurred[
         : width - max(dy, 0), max(-dx, 0) : width - max(dx, 0)
     ]
-    canvas *= (1 - np.float32(0.25 + 0.2 * light.strength) * moved)[..., None]
+    canvas *= 1 - np.float32(0.25 + 0.2 * light.strength) * moved
 
 
 def _palette(rgb: Colour, tint: np.ndarray) -> np.ndarray:
-    """Red, green, blue and opacity by index, float32 (7, 4)."""
+    """Red, green, blue and opacity of each index, float32 (4, 7)."""
     body = np.array(rgb, dtype=np.float32)
     bright = float(body @ np.array([0.3, 0.59, 0.11]))
     light = body + (255 - body) * 0.6
@@ -145,4 +145,4 @@ def _palette(rgb: Colour, tint: np.ndarray) -> np.ndarray:
     pattern = body * 0.6 if bright > 175 else body + (255 - body) * 0.5
     tones = {OUTLINE: body * 0.42, BODY: body, DARK: body * 0.64, LIGHT: light, INK: ink, PATTERN: pattern}
     opaque = [[*(tones[index] * tint), 1] for index in range(1, 7)]
-    return np.array([[0, 0, 0, 0], *opaque], dtype=np.float32)
+    return np.array([[0, 0, 0, 0], *opaque], dtype=np.float32).T

@@ -144,4 +144,4 @@ def render(scene: Scene) -> np.ndarray:
     canvas = paint_background(scene.background, light, PICTURE_SIZE)
     for i in scene.painted:
         paint_object(canvas, scene.objects[i], light)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8).transpose(1, 2, 0))
