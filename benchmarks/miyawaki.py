@@ -24,9 +24,9 @@ from fmri2img.config import load_recipe
 from fmri2img.datasets import ArraysSource, ArraysSpec, build_dataset
 from fmri2img.evaluation import EvaluationSettings
 from fmri2img.launch.features import cache_features
+from fmri2img.launch.items import plan_job
 from fmri2img.launch.judging import judge
 from fmri2img.launch.reconstruction import launch_reconstruction
-from fmri2img.launch.units import plan_job
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline, pretrain
 

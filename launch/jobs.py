@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,14 @@ from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings
 from fmri2img.files import write_json
-from fmri2img.launch.cluster import Place
+from fmri2img.launch.cluster import Place, cluster
+from fmri2img.launch.devices import choose_devices
 from fmri2img.launch.folders import check_folder
+from fmri2img.launch.items import flag_error, plan_job
 from fmri2img.launch.judging import Candidates, judge
 from fmri2img.launch.pretraining import WORKERS, launch_pretraining
 from fmri2img.launch.reconstruction import launch_reconstruction
 from fmri2img.launch.torchrun import pretrain_here, started_by_torchrun
-from fmri2img.launch.units import flag_error, plan_job
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.stages import StageSpec, finetune, fit_ridge_baseline
 from fmri2img.trainer.watch import METRICS, Record
@@ -111,14 +113,40 @@ def finetuning(
 
 
 def reconstruction(
-    checkpoint: Path, data: Path, out: Path, *, place: Place | None, subjects: Sequence[str], **settings: Any
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    place: Place | None,
+    subjects: Sequence[str],
+    devices: str = "auto",
+    threads: int = 1,
+    resume: bool = True,
+    verify: bool = False,
+    **settings: Any,
 ) -> Path:
-    """Reconstruct with progress; returns the manifest."""
-    job = plan_job(checkpoint, data, subjects=subjects, **settings)
-    with stage(
-        f"Reconstructing {settings.get('split', 'test')} of {', '.join(job.subjects)}", "pictures"
-    ) as tell:
-        path = launch_reconstruction(job, checkpoint, data, out, place=place, progress=tell)
+    """Reconstruct with progress; returns the manifest. `settings` are those of `ReconstructionJob`."""
+    if threads < 0:
+        raise InputError(f"--threads {threads}: use 0 to overlap nothing, or a number of threads that write")
+    with ExitStack() as connected:
+        if place is not None and place.address is not None:
+            connected.enter_context(cluster(place))  # what GPUs there are, only the cluster knows
+        chosen = choose_devices(devices, place)
+        job = plan_job(checkpoint, data, subjects=subjects, device=chosen.kind, **settings)
+        title = f"Reconstructing {job.split} of {', '.join(job.subjects)}"
+        with stage(title, "pictures") as tell:
+            path = launch_reconstruction(
+                job,
+                checkpoint,
+                data,
+                out,
+                place=place,
+                progress=tell,
+                devices=chosen,
+                threads=threads,
+                resume=resume,
+                verify=verify,
+            )
     write_json(out / SOURCE, {"data": str(absolute(data)), "checkpoint": str(checkpoint.resolve())})
     return path
 

@@ -9,7 +9,7 @@ from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.samples import concatenate
 from fmri2img.errors import InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings, Reconstructions, Truth, evaluate
-from fmri2img.launch.units import Made, read_made
+from fmri2img.launch.made import Made, read_made
 
 Candidates = Literal["split", "subject"]
 

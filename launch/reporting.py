@@ -24,7 +24,7 @@ from fmri2img.evaluation.report import (
 from fmri2img.files import sha256_file
 from fmri2img.launch.folders import check_file
 from fmri2img.launch.judging import seen_pictures
-from fmri2img.launch.units import Made, read_made
+from fmri2img.launch.made import Made, read_made
 from fmri2img.trainer.watch import read_records
 
 

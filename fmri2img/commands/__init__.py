@@ -179,6 +179,18 @@ class Reconstruct:
     """start that many Ray nodes on this machine"""
     cluster: str | None = None
     """address of a running Ray cluster, or auto; this machine otherwise"""
+    devices: str = "auto"
+    """auto, cpu, cuda, or GPUs of this machine such as cuda:0,1; one GPU a worker"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """what the generator computes in"""
+    output: Literal["folder", "tar"] = "folder"
+    """pictures as PNG files, or as WebDataset tars"""
+    threads: int = 1
+    """threads of a worker that write pictures beside the one that computes; 0 overlaps nothing"""
+    resume: bool = True
+    """go on with an unfinished reconstruction"""
+    verify: bool = False
+    """read every byte that is there again, and make again what changed"""
 
     def run(self) -> None:
         from fmri2img.launch import jobs
@@ -202,6 +214,12 @@ class Reconstruct:
             samples=self.samples,
             batch=self.batch,
             seed=self.seed,
+            devices=self.devices,
+            dtype=self.dtype,
+            output=self.output,
+            threads=self.threads,
+            resume=self.resume,
+            verify=self.verify,
         )
         output().print(f"Pictures in {path.parent}; next: fmri2img evaluate {path.parent}")
 

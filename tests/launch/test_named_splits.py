@@ -8,7 +8,7 @@ import numpy as np
 
 from fmri2img.datasets import Dataset, build_dataset
 from fmri2img.datasets.manifest import seal, write_manifest
-from fmri2img.launch.units import items_of
+from fmri2img.launch.items import items_of
 from fmri2img.simulation import Simulation, SimulationSpec
 from fmri2img.trainer.batches import picture_rows
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from fmri2img.datasets import Dataset
 from fmri2img.errors import DamageError, InputError
-from fmri2img.launch.units import Reconstructor, items_of, merge, plan_job, read_made
+from fmri2img.launch.items import Unit, plan_job, units_of
+from fmri2img.launch.made import merge, read_made
+from fmri2img.launch.reconstructor import Reconstructor
 from fmri2img.models.loading import load_decoder
 
 Say = Callable[..., Any]
@@ -63,15 +65,15 @@ def test_a_picture_does_not_depend_on_who_is_in_its_unit(
 ) -> None:
     """Ten items in units of sixteen, and one of them alone with fifteen rows of padding."""
     job = plan_job(world.finetuned, world.data, subjects=["subj01"], split="test", batch=16)
-    dataset = Dataset.open(world.data)
-    items = items_of(job, dataset)
+    (whole,) = units_of(job, Dataset.open(world.data))
     worker = Reconstructor(job, world.finetuned, world.data, tmp_path)
-    together, _ = worker._predict(items)
-    pictures = worker._generate(items, together)
-    for i, item in enumerate(items):
-        alone, _ = worker._predict([item])
+    together, pictures = worker.compute(whole, worker.read(whole))
+    assert len(whole.items) == 10
+    for i, item in enumerate(whole.items):
+        unit = Unit(0, (item,))
+        alone, (picture,) = worker.compute(unit, worker.read(unit))
         assert all(torch.equal(alone[name][0], together[name][i]) for name in alone)
-        assert np.array_equal(worker._generate([item], alone)[0], pictures[i])
+        assert np.array_equal(picture, pictures[i])
 
 
 def test_predictions_are_those_of_the_decoder_averaged_over_repeats(
@@ -117,9 +119,8 @@ def test_only_a_damaged_unit_is_remade(reconstruct: Say, tmp_path: Path, damage:
     else:
         unit.rename(unit.with_name(".unit-00001.tmp-12345678"))
     others = {p: p.stat().st_mtime_ns for p in (out / "units").glob("unit-0000[02]/*")}
-    reconstruct(out)
-    found = {name: data for name, data in content(out).items() if ".tmp-" not in name}
-    assert found == made
+    reconstruct(out, "--workers", 0, *(["--verify"] if damage == "flipped byte" else []))
+    assert content(out) == made
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
@@ -195,7 +196,8 @@ def test_another_job_is_refused_in_the_same_folder(
 ) -> None:
     reconstruct(tmp_path / "out")
     result = reconstruct(tmp_path / "out", "--workers", 0, *change, code=2)
-    assert "holds another reconstruction" in result.line
+    told = f"holds another reconstruction ({change[0].removeprefix('--')} was"
+    assert told in result.line
 
 
 def test_a_damaged_identity_is_told(reconstruct: Say, tmp_path: Path) -> None:
