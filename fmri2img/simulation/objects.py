@@ -60,7 +60,10 @@ def paint_object(canvas: np.ndarray, thing: SceneObject, light: PaintingLight) -
     shade = (1.03 + across - dome * u * u) + (down - dome * v * v)
     colours = np.take(_palette(thing.rgb, light.tint), seen, axis=1)
     colours[:3] *= shade.astype(np.float32)
-    mean = sum(colours[:, i::3, j::3] for i in range(3) for j in range(3)) / np.float32(9)
+    fine = (
+        colours[:, i::OVERSAMPLING, j::OVERSAMPLING] for i in range(OVERSAMPLING) for j in range(OVERSAMPLING)
+    )
+    mean = sum(fine, start=np.zeros((), dtype=np.float32)) / np.float32(OVERSAMPLING**2)
     region = canvas[:, rows, columns]
     region *= 1 - mean[3]
     region += np.minimum(mean[:3], 255)

@@ -1,11 +1,15 @@
 """The simulated cortex against what is known of it in closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fmri2img.simulation import Simulation, SimulationSpec
 from fmri2img.simulation.cortex import SHARES, Cortex
 from fmri2img.simulation.energy import GRID, ORIENTATIONS, WAVELENGTHS, contrast_maps
+from fmri2img.simulation.population import MAX_OBJECTS, Populations
+from fmri2img.simulation.records import Scene
 from fmri2img.simulation.reference import reference
 from fmri2img.simulation.scenes import draw_scene
 
@@ -55,6 +59,51 @@ def test_signals_are_standardised_over_pictures_never_used_to_set_them() -> None
     signal = cortex.signal(shared.see([draw_scene(0, FRESH + i) for i in range(400)]))
     assert np.abs(signal.mean(axis=0)).max() < 0.25
     assert signal.var(axis=0).mean() == pytest.approx(1, abs=0.05)
+
+
+def changed(before: list[Scene], after: list[Scene]) -> dict[str, float]:
+    """How far the answers of each area's units move, as a share of their standard deviation over scenes."""
+    populations = Populations(0)
+    one, other = populations.answers(before), populations.answers(after)
+    return {
+        name: float(np.abs(one[name] - other[name]).mean() / one[name].std(axis=0).mean()) for name in one
+    }
+
+
+def test_textures_matter_most_to_ventral_units_and_least_to_those_for_faces() -> None:
+    scenes = [draw_scene(0, FRESH + i) for i in range(100)]
+    swap = {"plain": "spotted", "spotted": "striped", "striped": "chequered", "chequered": "plain"}
+    moved = changed(
+        scenes,
+        [
+            replace(scene, objects=tuple(replace(o, texture=swap[o.texture]) for o in scene.objects))
+            for scene in scenes
+        ],
+    )
+    assert moved["ventral"] > moved["LOC"] > moved["FFA"] > 0
+
+
+def test_the_side_of_the_light_matters_where_places_are_seen() -> None:
+    scenes = [draw_scene(0, FRESH + i) for i in range(100)]
+    swap = {"left": "right", "right": "above", "above": "left"}
+    moved = changed(
+        scenes, [replace(scene, light=replace(scene.light, side=swap[scene.light.side])) for scene in scenes]
+    )
+    assert moved["PPA"] > moved["ventral"] > 0
+    assert moved["LOC"] == moved["FFA"] == 0
+
+
+def test_every_object_of_a_scene_is_seen() -> None:
+    scenes = [
+        scene for scene in (draw_scene(0, FRESH + i) for i in range(60)) if len(scene.objects) == MAX_OBJECTS
+    ]
+    fewer = [
+        replace(
+            scene, objects=scene.objects[:-1], painted=tuple(i for i in scene.painted if i < MAX_OBJECTS - 1)
+        )
+        for scene in scenes
+    ]
+    assert min(changed(scenes, fewer).values()) > 0.02
 
 
 def test_the_stored_noise_ceiling_is_what_repeats_show() -> None:
