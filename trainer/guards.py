@@ -2,9 +2,10 @@
 
 import hashlib
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -53,34 +54,63 @@ def gradient_order(loss: Tensor, names: Mapping[int, str]) -> list[str]:
 
 
 class GraphGuard:
-    """Compares the order of gradients over ranks before a step's backward passes.
+    """Compares over ranks, at one step, the order of gradients before backward passes and, if asked, of modules.
 
-    ZeRO fills its buckets in this order and takes it to be the same on every rank; where it is not, gradients end in
-    other parameters' places and nothing is said (stages 1 to 3, DeepSpeed 0.19). At stage 3 a rank whose forward pass
-    differs fails or waits earlier, in the gathering of parameters.
+    ZeRO fills its buckets in the order of gradients and takes it to be the same on every rank; where it is not,
+    gradients end in other parameters' places and nothing is said (stages 1 to 3, DeepSpeed 0.19). At stage 3 parameters
+    are gathered as modules are called, so ranks that call others would wait for each other for ever, or take one
+    parameter for another; there `forward` is told to compare `modules` too.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, step: int, *, modules: bool = False) -> None:
+        self.step = step
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._modules = list(module.named_modules()) if modules else []
 
-    def check(self, loss: Tensor, step: int) -> None:
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Raise Fmri2imgError on all ranks as soon as the pass within calls another module on one. Collective."""
+        called = 0
+
+        def call(name: str) -> None:
+            nonlocal called
+            told = gather_objects(name)
+            if len(set(told)) > 1:
+                other = next(rank for rank, theirs in enumerate(told) if theirs != told[0])
+                self._refuse(f"call {called} of its forward pass", told[0], told[other], other)
+            called += 1
+
+        # Before ZeRO's own hooks, which gather the parameters of the module.
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: call(name or "the whole"), prepend=True)
+            for name, module in self._modules
+        ]
+        try:
+            yield
+            if hooks:
+                call("none")
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def check(self, loss: Tensor) -> None:
         """Raise Fmri2imgError on all ranks unless all compute the same graph. Collective."""
         order = gradient_order(loss, self._names)
         digest = hashlib.sha256("\n".join(order).encode()).hexdigest()
         if len(set(gather_objects(digest))) == 1:
             return
-        raise Fmri2imgError(f"step {step}: {_difference(gather_objects(order))}")
+        orders = gather_objects(order)
+        other = next(rank for rank, theirs in enumerate(orders) if theirs != orders[0])
+        pairs = zip_longest(orders[0], orders[other], fillvalue="none")
+        place, (one, two) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        self._refuse(f"gradient {place}", one, two, other)
 
-
-def _difference(orders: list[list[str]]) -> str:
-    other = next(rank for rank, order in enumerate(orders) if order != orders[0])
-    pairs = zip_longest(orders[0], orders[other], fillvalue="none")
-    place, (one, two) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-    return (
-        f"ranks compute different graphs: gradient {place} is of {one} on rank 0 and of {two} on rank {other}: "
-        "nothing of this step was applied; the model and its losses must use every subject and parameter in the same "
-        "order on every rank, since ZeRO mixes gradients up otherwise"
-    )
+    def _refuse(self, what: str, one: str, two: str, other: int) -> NoReturn:
+        raise Fmri2imgError(
+            f"step {self.step}: ranks compute different graphs: {what} is of {one} on rank 0 and of {two} on rank "
+            f"{other}: nothing of this step was applied; the model and its losses must use every subject and parameter "
+            "in the same order on every rank, since ZeRO mixes gradients up otherwise"
+        )
 
 
 class WaitGuard:

@@ -3,8 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ def _save_final(job: Job, saver: Saver, metrics: Metrics, best: Best) -> Path:
 def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[Metrics, float, float]:
     """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate.
 
-    Before a `guarded` step's backward passes, ranks compare their graphs.
+    In a `guarded` step, ranks compare their graphs before anything is made of them.
     """
     engine, config = job.engine, job.config
     engine.decoder.train()
@@ -152,17 +154,23 @@ def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[
         job.phases(batch.step)
     batch = batch.to(engine.device)
     speed.lap("to_device")
-    guard = GraphGuard(engine.decoder) if guarded and world_size() > 1 else None
+    guard = None
+    if guarded and world_size() > 1:
+        guard = GraphGuard(engine.decoder, batch.step, modules=config.zero_stage == 3)
+
+    def forward(*asked: Any) -> Outputs:
+        with guard.forward() if guard is not None else nullcontext():
+            return engine.forward(*asked)
 
     def backward(loss: Tensor, *, last: bool) -> None:
         if guard is not None:
-            guard.check(loss, batch.step)
+            guard.check(loss)
         engine.backward(loss, last=last)
 
     place = Place(batch.step, config.steps)
     mixing = _mixing(job, batch, place)
     micro = MicroBatches(
-        engine.forward,
+        forward,
         backward,
         batch.responses if mixing is None else mixing.mix_responses(batch.responses),
         parts=config.micro_batches,

@@ -193,6 +193,44 @@ def _load(path: Path) -> ModuleType:
 SCRIPT = Path(__file__).parent / "processes.py"
 
 
+def run_group(script: Path, folder: Path, world: int, *words: object, seconds: float) -> None:
+    """Run `script FOLDER RANK WORLD WORDS` as the processes of one gloo group; all must end well, and in time."""
+    binaries = str(Path(sys.executable).parent)  # where ninja lies
+    shared = {
+        **os.environ,
+        "PATH": os.pathsep.join([binaries, os.environ["PATH"]]),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "DS_ACCELERATOR": "cpu",
+    }
+    logs = [folder / f"log-{rank}.txt" for rank in range(world)]
+    started = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, "-P", str(script), *(str(word) for word in (folder, rank, world, *words))]
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(log, "w") as file:
+            started.append(subprocess.Popen(command, env=shared | place, stdout=file, stderr=file))
+    late = time.monotonic() + seconds
+    try:
+        while any(process.poll() is None for process in started) and time.monotonic() < late:
+            if any(process.poll() for process in started):
+                break  # the others wait for it in vain
+            time.sleep(0.1)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    told = "\n".join(log.read_text()[-2000:] for log in logs)
+    assert [process.returncode for process in started] == [0] * world, told
+
+
+@pytest.fixture
+def group() -> Callable[..., None]:
+    """`group(script, folder, world, *words, seconds=60)`: see `run_group`."""
+    return run_group
+
+
 @pytest.fixture(scope="session")
 def processes() -> ModuleType:
     """The material of `processes.py`, for a single process to check two with."""
@@ -218,31 +256,5 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         straight, again = str(folder / f"straight-{stage}"), str(folder / f"again-{stage}")
         runs.append({"spec": {**run, "run": straight}, "again": again, "first": "step-00000002"})
     (folder / "runs.json").write_text(json.dumps(runs))
-    binaries = str(Path(sys.executable).parent)  # where ninja lies
-    shared = {
-        **os.environ,
-        "PATH": os.pathsep.join([binaries, os.environ["PATH"]]),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "DS_ACCELERATOR": "cpu",
-    }
-    logs = [folder / f"log-{rank}.txt" for rank in range(2)]
-    started = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, "-P", str(SCRIPT), str(folder), str(rank), "2"]
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with open(log, "w") as file:
-            started.append(subprocess.Popen(command, env=shared | place, stdout=file, stderr=file))
-    try:
-        while any(process.poll() is None for process in started):
-            if any(process.poll() for process in started):
-                break  # the other one waits for it in vain
-            time.sleep(0.1)
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    told = "\n".join(log.read_text()[-2000:] for log in logs)
-    assert [process.returncode for process in started] == [0, 0], told
+    run_group(SCRIPT, folder, 2, seconds=550)
     return folder

@@ -71,9 +71,9 @@ def test_a_decoders_order_is_the_one_in_which_hooks_fire(processes: Any) -> None
 def compare(rank: int, folder: str, orders: list[tuple[str, ...]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = Model()
-    guard, told = GraphGuard(model), "the same"
+    guard, told = GraphGuard(model, 7), "the same"
     try:
-        guard.check(model(*orders[rank]).sum(), 7)
+        guard.check(model(*orders[rank]).sum())
     except Fmri2imgError as error:
         told = str(error)
     Path(folder, f"told-{rank}").write_text(told)
@@ -108,7 +108,7 @@ def test_ranks_whose_graphs_differ_all_stop_and_name_the_first_parameter(
 
 def test_orders_of_unequal_length_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
-    guard = GraphGuard(model)
+    guard = GraphGuard(model, 0)
     monkeypatch.setattr(
         "fmri2img.trainer.guards.gather_objects",
         lambda mine: [mine, "other"] if isinstance(mine, str) else [mine, mine[:-1]],
@@ -116,14 +116,14 @@ def test_orders_of_unequal_length_are_named_too(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(
         Fmri2imgError, match=r"gradient 9 is of heads.subj01.weight on rank 0 and of none on rank 1"
     ):
-        guard.check(model("subj01", "subj02").sum(), 0)
+        guard.check(model("subj01", "subj02").sum())
 
 
 def test_the_first_step_of_every_start_is_compared_and_no_other(
     spec: Callable[..., Any], faults: Any, killed: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
-    monkeypatch.setattr(GraphGuard, "check", lambda self, loss, step: compared.append(step))
+    monkeypatch.setattr(GraphGuard, "check", lambda self, loss: compared.append(self.step))
     monkeypatch.setattr("fmri2img.trainer.loop.world_size", lambda: 2)
     with pytest.raises(killed):
         finetune(spec("run", micro_batches=2), listener=faults.kill_at(5))
