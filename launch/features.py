@@ -37,8 +37,8 @@ def cache_features(recipe: Recipe, data: Path) -> Dataset:
                 name=name,
                 shape=space.extractor.shape,
                 dtype="float32",
-                extractor=space.extractor.model_dump(mode="json"),
-                compute=space.extractor.compute,
+                extractor=space.extractor.record(),
+                compute=space.extractor.load(),
                 progress=lambda what, done, total, tell=tell: tell(done, total),  # type: ignore[misc]
             )
     return dataset
