@@ -9,6 +9,7 @@ from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.samples import concatenate
 from fmri2img.errors import InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings, Reconstructions, Truth, evaluate
+from fmri2img.features.extractors import ClipImage
 from fmri2img.launch.made import Made, read_made
 
 Candidates = Literal["split", "subject"]
@@ -35,7 +36,13 @@ def judge(
         )
     splits = (made.job.split,) if candidates == "split" else tuple(dataset.splits)
     tables = [dataset.samples(made.job.subjects[0], split) for split in splits]
-    return evaluate(_made(made), _truth(dataset, tables, made), settings)
+    reconstructions, truth = _made(made), _truth(dataset, tables, made)
+    for name in settings.networks:
+        network = ClipImage(model=name).load()
+        reconstructions.perceived[name] = network(made.pictures)
+        assert truth.pictures is not None
+        truth.perceived[name] = network(truth.pictures)
+    return evaluate(reconstructions, truth, settings)
 
 
 def _made(made: Made) -> Reconstructions:

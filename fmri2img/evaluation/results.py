@@ -25,6 +25,10 @@ class EvaluationSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="of retrieval pools and resampling")
     resamples: int = Field(default=2000, ge=1, description="bootstrap samples of an interval")
     level: float = Field(default=0.95, gt=0, lt=1, description="coverage of an interval")
+    networks: list[str] = Field(
+        default=[],
+        description="CLIP models, by name or folder, that look at the pictures made and seen and identify them",
+    )
 
 
 class Measure(Estimate):
