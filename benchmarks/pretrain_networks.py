@@ -57,7 +57,7 @@ def measured(options: argparse.Namespace, decoder: MultiSubjectDecoder, batch: B
     """Operations a row of this run's decoder, forward and backward, and of its frozen network, in MFLOP."""
     whole = batch.to(torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
-        _, features, directions = decoder(whole.responses)
+        _, features, directions, *_ = decoder(whole.responses)
         sum(value.sum() for value in (*features.values(), *directions.values())).backward()
     step = counter.get_total_flops() / len(whole.pictures) / 1e6
     run = frozen_network(options)

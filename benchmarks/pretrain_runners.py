@@ -69,7 +69,7 @@ class Plain(Runner):
     def step(self, number: int, responses: dict[str, Tensor], features: Tensor, processes: int = 1) -> None:
         """One update; `processes` share the rows in turn and see no negatives of each other."""
         self.decoder.train()
-        _, predicted, directions = self.decoder(responses)
+        _, predicted, directions, *_ = self.decoder(responses)
         target = self.decoder.branch(SPACE).standardise(features)
         loss = functional.mse_loss(predicted[SPACE], target)
         for first in range(processes):

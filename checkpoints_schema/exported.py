@@ -10,9 +10,16 @@ A checkpoint holds what a run needs to go on; this holds what a user of the fini
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import (
+    Field,
+    FiniteFloat,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from fmri2img.checkpoints_schema.card import exported_card
 from fmri2img.checkpoints_schema.manifest import (
@@ -52,11 +59,19 @@ class ExportedSubject(Record):
 
 
 class ExportedSpace(Record):
-    """A feature space: shape of one picture's features, whether it is contrasted, what makes it."""
+    """A feature space: shape of one picture's features, whether it is contrasted, what makes it, its diffusion prior.
+
+    A `prior` that is not there is not written, so that readers from before priors read what has none.
+    """
 
     shape: Shape
     directed: bool = False
     extractor: dict[str, JsonValue] | None = None
+    prior: dict[str, JsonValue] | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_a_prior_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "prior" or value is not None}
 
 
 class ExportedConfig(Record):

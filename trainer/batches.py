@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.plan import SamplingPlan, trials_of
 from fmri2img.errors import InputError
 from fmri2img.models.closed_form import PictureRows
+from fmri2img.models.prior import PriorConfig
+from fmri2img.trainer.objectives.prior import Draws, draw_noise
 from fmri2img.trainer.seeds import derive_seed
 
 PREFETCH_EVERY = 100  # steps; a bounded cache takes in only some of what is needed next
@@ -27,17 +30,20 @@ class Batch:
     features: dict[str, Tensor]  # {space: (all rows, *shape)}, in the dtype they are stored in
     pictures: Tensor  # (all rows,) nsd_id
     waited: float  # seconds that training waited for this batch
+    draws: dict[str, Draws] = field(default_factory=dict)  # {space with a prior: what it is asked about}
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device, in float32: it is widened there, so that the way to it stays short."""
         responses = {name: value.to(device).float() for name, value in self.responses.items()}
         features = {name: value.to(device).float() for name, value in self.features.items()}
-        return Batch(self.step, responses, features, self.pictures.to(device), self.waited)
+        draws = {name: drawn.to(device) for name, drawn in self.draws.items()}
+        return Batch(self.step, responses, features, self.pictures.to(device), self.waited, draws)
 
 
 class BatchLoader:
     """Batches of a rank from any step on. A batch is a pure function of the step, so there is no state to save.
 
+    `priors` are those of the spaces that have one: their noise is drawn here, ahead of training too.
     `workers` threads read up to `ahead` batches ahead of training; neither changes what is read.
     """
 
@@ -52,11 +58,13 @@ class BatchLoader:
         world_size: int,
         seed: int,
         noise: float,
+        priors: Mapping[str, PriorConfig] | None = None,
         ahead: int = 3,
         workers: int = 1,
     ) -> None:
         self.dataset, self.tables, self.plan, self.spaces = dataset, tables, plan, list(spaces)
         self.rank, self.world_size, self.seed, self.noise = rank, world_size, seed, noise
+        self.priors = dict(priors or {})
         self.ahead, self.workers = max(ahead, workers), workers
 
     def read(self, step: int) -> Batch:
@@ -74,14 +82,25 @@ class BatchLoader:
             parts.append((table, rows))
         features = {name: self.dataset.feature_tensor(parts, name) for name in self.spaces}
         pictures = np.concatenate([table.nsd_id[rows] for table, rows in parts])
-        return Batch(step, responses, features, torch.from_numpy(pictures), 0.0)
+        return Batch(step, responses, features, torch.from_numpy(pictures), 0.0, self._draws(step, responses))
+
+    def _lanes(self) -> range:
+        each = self.plan.lanes // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def _draws(self, step: int, responses: Mapping[str, Tensor]) -> dict[str, Draws]:
+        rows = {subject: len(values) for subject, values in responses.items()}
+        sizes = {name: prod(self.dataset.feature_spaces[name].shape) for name in self.priors}
+        return {
+            name: draw_noise(name, prior, sizes[name], rows, self._lanes(), seed=self.seed, step=step)
+            for name, prior in self.priors.items()
+        }
 
     def _noise(self, step: int, subject: str, shape: tuple[int, ...]) -> np.ndarray:
         """Noise of each lane's rows from (seed, step, subject, lane): the same at every world size."""
-        per_rank = self.plan.lanes // self.world_size
-        rows = shape[0] // per_rank
+        rows = shape[0] // len(self._lanes())
         parts = []
-        for lane in range(self.rank * per_rank, (self.rank + 1) * per_rank):
+        for lane in self._lanes():
             generator = np.random.default_rng(derive_seed(self.seed, "noise", step, subject, lane))
             parts.append(generator.standard_normal((rows, shape[1]), dtype=np.float32))
         return np.concatenate(parts)
@@ -105,7 +124,7 @@ class BatchLoader:
                     waited = time.perf_counter() - started
                     if step + self.ahead < last:
                         queue.append(pool.submit(self._fetch, step + self.ahead, first))
-                    yield Batch(step, batch.responses, batch.features, batch.pictures, waited)
+                    yield replace(batch, waited=waited)
             finally:
                 for future in queue:
                     future.cancel()

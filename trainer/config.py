@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fmri2img.features.extractors import AnyExtractor
 from fmri2img.generators import AnyGenerator
 from fmri2img.models.config import DecoderConfig
-from fmri2img.trainer.objectives.settings import Loss, Losses, check_losses
+from fmri2img.models.prior import PriorConfig
+from fmri2img.trainer.objectives.settings import Loss, Losses, ResponseLosses, check_losses
 
 
 class Strict(BaseModel):
@@ -21,11 +22,28 @@ class SpaceConfig(Strict):
 
     extractor: AnyExtractor
     losses: Losses = Losses(mse=Loss())
+    prior: PriorConfig | None = None
 
     @property
     def directed(self) -> bool:
         """Whether a loss compares directions, so that the decoder has a projector for this space."""
         return self.losses.directed
+
+    @model_validator(mode="after")
+    def _prior_is_trained(self) -> "SpaceConfig":
+        if (self.prior is None) != (self.losses.prior is None):
+            has, lacks = ("a prior", "losses.prior") if self.prior else ("a loss prior", "prior")
+            raise ValueError(
+                f"{has} and no {lacks}: a diffusion prior and its loss come together; add `{lacks}: {{}}`, or take "
+                "the other out"
+            )
+        predicted = [kind for kind in ("mse", "l1") if getattr(self.losses, kind) is not None]
+        if self.prior is not None and self.prior.use == "mean" and not predicted:
+            raise ValueError(
+                "prior.use mean makes pictures of what the branch predicts, which no loss trains to be the mean: add "
+                "mse or l1 to losses, or use sample"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -61,7 +79,9 @@ class TrainingConfig(Strict):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps over which the rate rises")
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    rates: dict[Literal["heads", "backbone", "branches"], Annotated[float, Field(ge=0)]] = Field(
+    rates: dict[
+        Literal["heads", "backbone", "branches", "priors", "rebuild"], Annotated[float, Field(ge=0)]
+    ] = Field(
         default={}, description="share of the learning rate by part of the decoder; 1 where nothing is said"
     )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -97,6 +117,9 @@ class TrainingConfig(Strict):
         description="what finetuning changes of a pretrained decoder: everything; the head; the head for a share of "
         "the steps and then everything; the head and low-rank adapters of the backbone",
     )
+    freeze: list[Literal["backbone", "branches", "priors"]] = Field(
+        default=[], description="parts that whole and head-then-whole leave as they were in pretraining"
+    )
     head_share: float = Field(
         default=0.3, gt=0, lt=1, description="share of the steps of head-then-whole that train the head alone"
     )
@@ -127,6 +150,15 @@ class TrainingConfig(Strict):
     )
 
     @model_validator(mode="after")
+    def _frozen(self) -> "TrainingConfig":
+        if self.freeze and self.trainable in ("head", "lora"):
+            raise ValueError(
+                f"freeze {self.freeze} adds nothing to trainable {self.trainable}, which leaves everything shared as "
+                "it was: leave freeze out, or set trainable to whole or head-then-whole"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _averaged(self) -> "TrainingConfig":
         if self.select == "ema" and not self.ema:
             raise ValueError("select ema needs averaged weights: set ema, such as 0.999")
@@ -149,6 +181,10 @@ class Recipe(Strict):
     name: str = Field(min_length=1)
     description: str = ""
     spaces: dict[str, SpaceConfig] = Field(min_length=1)
+    losses: ResponseLosses = Field(
+        default=ResponseLosses(),
+        description="of the decoder as a whole: response, cycle; need decoder.rebuild",
+    )
     decoder: DecoderConfig = DecoderConfig()
     pretraining: TrainingConfig = TrainingConfig()
     finetuning: TrainingConfig = TrainingConfig(zero_stage=0)
@@ -163,4 +199,15 @@ class Recipe(Strict):
         if missing:
             raise ValueError(f"the generator needs {missing}, the recipe predicts {sorted(self.spaces)}")
         check_losses({name: space.losses for name, space in self.spaces.items()})
+        if self.decoder.rebuild != any(True for _ in self.losses):
+            has, lacks = (
+                ("decoder.rebuild", "losses.response or losses.cycle")
+                if self.decoder.rebuild
+                else ("losses.response or losses.cycle", "decoder.rebuild")
+            )
+            raise ValueError(f"{has} and no {lacks}: they come together; add it, or take the other out")
+        if self.pretraining.freeze:
+            raise ValueError(
+                f"pretraining.freeze {self.pretraining.freeze} would leave parts as they began: only finetuning freezes"
+            )
         return self

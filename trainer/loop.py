@@ -14,6 +14,7 @@ from torch import Tensor
 from fmri2img.checkpoints_schema import MODEL_NAME
 from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.models.closed_form import PictureRows
+from fmri2img.models.decoder import Outputs
 from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.collectives import gather_objects, mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
@@ -22,11 +23,12 @@ from fmri2img.trainer.guards import GraphGuard, WaitGuard
 from fmri2img.trainer.objectives import (
     MicroBatches,
     Mixing,
-    Outputs,
     Place,
+    ResponseLosses,
     active_mixing,
     decoder_loss,
     draw_mixing,
+    noised,
 )
 from fmri2img.trainer.pictures import Pictures
 from fmri2img.trainer.saving import Saver
@@ -58,6 +60,8 @@ class Job:
     metrics: Metrics = field(default_factory=dict)
     best: Best = field(default_factory=Best)
     pictures: Pictures | None = None
+    # Of the decoder as a whole.
+    losses: ResponseLosses = field(default_factory=ResponseLosses)
 
 
 def train(job: Job, *, first_step: int) -> Path:
@@ -169,17 +173,28 @@ def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[
 
     place = Place(batch.step, config.steps)
     mixing = _mixing(job, batch, place)
+    responses = batch.responses if mixing is None else mixing.mix_responses(batch.responses)
     micro = MicroBatches(
         forward,
         backward,
-        batch.responses if mixing is None else mixing.mix_responses(batch.responses),
+        responses,
         parts=config.micro_batches,
         seed=lambda part: _seed_dropout(config, batch.step, part, engine.device),
+        noised=noised(engine.decoder, batch.features, batch.draws, mixing),
     )
     outputs = micro.forward()
     losses = {name: space.losses for name, space in job.spaces.items()}
     loss = decoder_loss(
-        engine.decoder, outputs, batch.features, batch.pictures, losses, place=place, mixing=mixing
+        engine.decoder,
+        outputs,
+        batch.features,
+        batch.pictures,
+        losses,
+        place=place,
+        mixing=mixing,
+        draws=batch.draws,
+        whole=job.losses,
+        responses=responses,
     )
     values = mean_over_ranks([float(value.detach()) for value in loss.terms.values()])
     terms = dict(zip(loss.terms, values, strict=True))
@@ -210,7 +225,8 @@ def _where(batch: Batch, outputs: Outputs) -> str:
     subjects, found = list(batch.responses), [set[str](), set[str](), set[str]()]
     found[0] = {name for name, values in batch.responses.items() if not values.isfinite().all()}
     found[1] = {name for name, values in batch.features.items() if not values.isfinite().all()}
-    for values in (outputs[0], *outputs[1].values(), *outputs[2].values()):
+    latent, features, directions, denoised, *_ = outputs
+    for values in (latent, *features.values(), *directions.values(), *denoised.values()):
         bad = ~values.detach().isfinite().flatten(1).all(1).cpu()
         found[2] |= {subjects[n] for n in rows[bad].unique().tolist()}
     everywhere = [set().union(*sets) for sets in zip(*gather_objects(found), strict=True)]
@@ -244,7 +260,8 @@ def _validate(job: Job, done: int, best: Best) -> Metrics:
     """Loss and top-1 retrieval on the held-out training pictures, recorded under `validation/`."""
     if not job.validation:
         return {}
-    metrics = validate(job.engine, job.validation, job.spaces, Place.last(job.config.steps))
+    place = Place.last(job.config.steps)
+    metrics = validate(job.engine, job.validation, job.spaces, place, losses=job.losses, seed=job.config.seed)
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise Fmri2imgError(

@@ -76,7 +76,7 @@ class Pictures:
         alone reconstructs, is raised on all ranks.
         """
         name = f"{FOLDER}/step-{step:08d}.png"
-        features = self._predict(engine)
+        features = self._predict(engine, self._generators("prior"))
         error: Exception | None = None
         if rank() == 0:
             try:
@@ -97,21 +97,25 @@ class Pictures:
             ) from error
 
     @torch.no_grad()
-    def _predict(self, engine: Engine) -> dict[str, Tensor]:
-        """Features (rows of all subjects, *shape) in the units of each space. Collective at ZeRO 3."""
+    def _predict(self, engine: Engine, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        """Features (rows of all subjects, *shape) in the units of each space, drawn by priors. Collective at ZeRO 3."""
         engine.decoder.eval()
-        _, predicted, _ = engine.forward(
+        predicted = engine.forward(
             {subject: rows.responses.to(engine.device) for subject, rows in self.rows.items()}
-        )
-        return {name: engine.decoder.branch(name).restore(value) for name, value in predicted.items()}
+        ).features
+        restored = {name: engine.decoder.branch(name).restore(value) for name, value in predicted.items()}
+        return engine.decoder.for_pictures(restored, generators)
 
-    def _grid(self, features: Mapping[str, Tensor], device: torch.device) -> np.ndarray:
-        subjects = sorted(self.rows)  # the order of the decoder's rows
-        ids = [(subject, nsd_id) for subject in subjects for nsd_id in self.rows[subject].nsd_ids]
-        generators = [
-            torch.Generator().manual_seed(derive_seed(self.seed, "pictures", subject, nsd_id))
+    def _generators(self, what: str) -> list[torch.Generator]:
+        """One for each picture, in the order of the decoder's rows."""
+        ids = [(subject, nsd_id) for subject in sorted(self.rows) for nsd_id in self.rows[subject].nsd_ids]
+        return [
+            torch.Generator().manual_seed(derive_seed(self.seed, what, subject, nsd_id))
             for subject, nsd_id in ids
         ]
+
+    def _grid(self, features: Mapping[str, Tensor], device: torch.device) -> np.ndarray:
+        subjects, generators = sorted(self.rows), self._generators("pictures")
         assert self.generator is not None  # rank 0 has loaded it
         gpus = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), torch.no_grad():

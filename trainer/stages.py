@@ -20,7 +20,8 @@ from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.linear import RidgeDecoder
 from fmri2img.models.loading import load_decoder
-from fmri2img.models.spaces import TargetSpace, is_directed, target_space
+from fmri2img.models.prior import FREE
+from fmri2img.models.spaces import TargetSpace, is_directed, prior_of, target_space
 from fmri2img.trainer.batches import BatchLoader, picture_rows, with_sessions
 from fmri2img.trainer.collectives import broadcast_object, fail_together, rank, world_size
 from fmri2img.trainer.config import Recipe, TrainingConfig
@@ -88,7 +89,9 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
             raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
     check_spaces(dataset, recipe)
     spaces = {
-        name: target_space(name, *dataset.feature_statistics(name), directed=space.directed)
+        name: target_space(
+            name, *dataset.feature_statistics(name), directed=space.directed, prior=space.prior
+        )
         for name, space in recipe.spaces.items()
     }
     tables = {
@@ -185,6 +188,11 @@ def finetune(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         if config.trainable == "lora":
             decoder.add_adapters(config.lora_rank)
     else:
+        if config.freeze:
+            raise InputError(
+                f"finetuning.freeze {config.freeze} keeps parts of a pretrained decoder, and there is none: pass its "
+                "run with --from, or leave freeze out"
+            )
         decoder = _fresh(recipe, material, config)
     resumed = find_resumable(Path(spec.run), spec.config(), parent=parent)
     if resumed is not None:
@@ -231,19 +239,22 @@ def _phases(
 ) -> Callable[[int], None] | None:
     """Fix what this finetuning leaves as it is; a function of the step where that changes on the way."""
     named = dict(decoder.named_parameters())
-    head = {name for name in named if name.startswith(f"heads.{subject}.")}
+    head = {name for name in named if name.startswith((f"heads.{subject}.", f"rebuild.{subject}."))}
     adapted = {name for name in named if ".adapter." in name}
     if config.trainable in ("head", "lora"):
         free = head | (adapted if config.trainable == "lora" else set())
         for name, parameter in named.items():
             parameter.requires_grad_(name in free)
         return None
+    free = {name for name in named if name.split(".")[0] not in config.freeze}
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in free)
     if config.trainable == "whole":
         return None
 
     def before(step: int) -> None:
-        for name, parameter in named.items():
-            parameter.requires_grad_(name in head or step >= config.head_share * config.steps)
+        for name in free:
+            named[name].requires_grad_(name in head or step >= config.head_share * config.steps)
 
     return before
 
@@ -302,6 +313,7 @@ def _run(
         world_size=world_size(),
         seed=config.seed,
         noise=config.noise,
+        priors={name: space.prior for name, space in recipe.spaces.items() if space.prior is not None},
         workers=config.reading_threads,
     )
     pictures = _pictures(run, recipe, config, material, engine.device)
@@ -334,6 +346,7 @@ def _run(
         metrics=metrics,
         best=best,
         pictures=pictures,
+        losses=recipe.losses,
     )
     try:
         return train(job, first_step=first)
@@ -446,6 +459,14 @@ def _check_same_shape(found: schema.Found, recipe: Recipe) -> None:
             f"finetune with the recipe it was pretrained with ({found.manifest.recipe})"
         )
     told = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
+    for name, space in recipe.spaces.items():
+        prior = prior_of(told["spaces"][name])
+        trained, wanted = (None if p is None else p.trained_as() for p in (prior, space.prior))
+        if trained != wanted:
+            raise InputError(
+                f"{found.path} has for {name} the prior {trained}, the recipe {recipe.name} asks for {wanted}: leave "
+                f"what decides its weights as it was in pretraining; {', '.join(sorted(FREE))} may change"
+            )
     was = DecoderConfig.model_validate(told.get("decoder", {}))
     before = sorted(name for name, space in told["spaces"].items() if is_directed(space))
     now = sorted(name for name, space in recipe.spaces.items() if space.directed)

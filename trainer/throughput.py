@@ -8,13 +8,13 @@ import re
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmri2img.models.decoder import MultiSubjectDecoder
-from fmri2img.models.spaces import TargetSpace
+from fmri2img.models.prior import Noised
 from fmri2img.trainer.collectives import gather_objects, world_size
 from fmri2img.trainer.config import TrainingConfig
 
@@ -72,19 +72,24 @@ def decoder_flops(decoder: MultiSubjectDecoder, rows: Mapping[str, int]) -> int:
     Losses, recomputation and the optimiser are not work of the model and are left out.
     """
     layout = decoder.layout()
-    spaces = {
-        name: TargetSpace(name, shape, np.zeros(shape, np.float32), 1.0, name in layout.directed)
-        for name, shape in layout.shapes.items()
-    }
     asks = {name: parameter.requires_grad for name, parameter in decoder.named_parameters()}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        twin = type(decoder).make(layout.voxels, spaces, layout.sizes)
+        twin = type(decoder).make(layout.voxels, layout.targets(), layout.sizes)
         for name, parameter in twin.named_parameters():
             parameter.requires_grad_(asks.get(name, True))
         responses = {subject: torch.empty(count, layout.voxels[subject]) for subject, count in rows.items()}
+        every = sum(rows.values())
+        noised = {
+            name: Noised(
+                torch.empty(every, prod(layout.shapes[name])),
+                torch.zeros(every, dtype=torch.int64),
+                torch.zeros(every, 2, dtype=torch.bool),
+            )
+            for name in layout.priors
+        }
         with FlopCounterMode(display=False) as counter:
-            latent, features, directions = twin(responses)
-            total = sum((value.sum() for value in (*features.values(), *directions.values())), latent.sum())
+            latent, *others = twin(responses, noised)
+            total = sum((value.sum() for some in others for value in some.values()), latent.sum())
             total.backward()
     return int(counter.get_total_flops())
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fmri2img.errors import InputError
-from fmri2img.models.decoder import Alignment, MultiSubjectDecoder
+from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.parts import Alignment
 from fmri2img.models.ridge import RidgeFit, fit_ridge
 
 
@@ -65,7 +66,22 @@ def start_as_ridge(
             head.weight[:rank] = torch.from_numpy((fit.weight @ basis / spread).T.copy())
             head.bias[:rank] = torch.from_numpy((fit.bias - centre) @ basis / spread)
         _set_linear_paths(decoder, basis * spread / weights[:, None], centre / weights, sizes)
+    for name, row in rows.items():
+        fit_rebuild(decoder, name, row, seed=seed)
     return fits
+
+
+@torch.no_grad()
+def fit_rebuild(decoder: MultiSubjectDecoder, subject: str, rows: PictureRows, *, seed: int) -> None:
+    """Fit a subject's map from the latent back to its voxels, where there is one: ridge on its head's latents."""
+    if subject not in decoder.rebuild:
+        return
+    head, back = decoder.heads[subject], decoder.rebuild[subject]
+    assert isinstance(back, nn.Linear)
+    latents = head(torch.from_numpy(rows.responses)).numpy()
+    fit = fit_ridge(latents, rows.responses, groups=rows.groups, seed=seed)
+    back.weight.copy_(torch.from_numpy(fit.weight.T.copy()))
+    back.bias.copy_(torch.from_numpy(fit.bias))
 
 
 def _targets(decoder: MultiSubjectDecoder, rows: PictureRows) -> np.ndarray:
@@ -177,6 +193,7 @@ def fit_head(
     assert isinstance(head, nn.Linear)
     head.weight.copy_(torch.from_numpy(weight.T.copy()))
     head.bias.copy_(torch.from_numpy(bias))
+    fit_rebuild(decoder, subject, rows, seed=seed)
 
 
 def _posterior(

@@ -17,9 +17,19 @@ class DecoderConfig(BaseModel):
     hidden: int = Field(default=512, ge=1, description="width inside the residual blocks and branches")
     blocks: int = Field(default=2, ge=0, description="residual MLP blocks of the backbone")
     dropout: float = Field(default=0.15, ge=0, lt=1)
+    rebuild: bool = Field(
+        default=False,
+        description="a linear map a subject from the latent back to its voxels, for the losses response and cycle",
+    )
 
     def build(self, voxels: Mapping[str, int], spaces: Mapping[str, TargetSpace]) -> MultiSubjectDecoder:
         """The decoder for these subjects (id to voxel count) and feature spaces, freshly initialised."""
         return MultiSubjectDecoder(
-            voxels, spaces, latent=self.latent, hidden=self.hidden, blocks=self.blocks, dropout=self.dropout
+            voxels,
+            spaces,
+            latent=self.latent,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            dropout=self.dropout,
+            rebuild=self.rebuild,
         )

@@ -1,5 +1,8 @@
 """The decoder: one linear head a subject, a latent space and a backbone that all subjects share, a branch a space.
 
+Where a recipe asks for them: a diffusion prior behind a branch (`prior.py`), and a linear map a subject from the latent
+back to its voxels, for losses on rebuilt responses (after MindBridge, Wang et al. 2024, CVPR, arXiv 2404.07850).
+
 Legend for shapes: B rows of a batch (all subjects), B_s rows of one subject, V_s its voxels, L latent, F features.
 
 The multi-subject layout follows Scotti et al. 2024 (MindEye2, ICML, arXiv 2403.11207, section 2.1): a linear map per
@@ -8,16 +11,18 @@ position; every branch has a linear path beside its MLP, and the residual paths 
 heads and linear paths come from ridge regression (see `closed_form.py`) is that ridge regression at step 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import InputError
 from fmri2img.models.adapters import Adapter
+from fmri2img.models.parts import Alignment, Branch, ResidualBlock
 from fmri2img.models.pretrained import Layout, Pretrained
+from fmri2img.models.prior import DiffusionPrior, Noised
 from fmri2img.models.spaces import TargetSpace
 
 
@@ -34,101 +39,20 @@ class Predictions:
     latent: Tensor
 
 
-class ResidualBlock(nn.Module):
-    """x + MLP(LayerNorm(x)); the last layer starts at zero, so that the block starts as the identity.
+class Outputs(NamedTuple):
+    """What the decoder computes for a batch, rows of subjects one after another; features are standardised.
 
-    With an `adapter`, both layers have low-rank updates, and `first`, what the first block was given, a path around.
+    `latent` (B, L) of the heads; `features` and, of directed spaces, `directions` {space: (B, F)}. Only when asked
+    about noisy features: `denoised` {space: (B, F)}, what each prior says of them; `rebuilt` {subject: (B_s, V_s)}, its
+    responses from its latent; `returned` {subject: (B_s, L)}, its latent after a way through the next subject's voxels.
     """
 
-    adapter: Adapter | None
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.contract = nn.Linear(hidden, width)
-        nn.init.zeros_(self.contract.weight)
-        nn.init.zeros_(self.contract.bias)
-        self.adapter = None
-
-    def forward(self, x_BL: Tensor, first_BL: Tensor) -> Tensor:
-        normal = self.norm(x_BL)
-        if self.adapter is None:
-            hidden = nn.functional.gelu(self.expand(normal))
-            return x_BL + self.contract(self.dropout(hidden))
-        hidden = self.dropout(nn.functional.gelu(self.expand(normal) + self.adapter.expand(normal)))
-        return x_BL + self.contract(hidden) + self.adapter.contract(hidden) + self.adapter.skip(first_BL)
-
-
-class Branch(nn.Module):
-    """Latent to one feature space: a linear path, an MLP beside it, and a projector where the space is directed."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, space: TargetSpace, latent: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.shape = space.shape
-        self.linear = nn.Linear(latent, space.size)
-        self.norm = nn.LayerNorm(latent)
-        self.expand = nn.Linear(latent, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.contract = nn.Linear(hidden, space.size)
-        self.projector = nn.Linear(hidden, space.size) if space.directed else None
-        for layer in (self.contract, self.projector):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        self.register_buffer("mean", torch.tensor(space.mean).flatten())
-        self.register_buffer("scale", torch.tensor(space.scale))
-
-    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Standardised features and, of a directed space, retrieval directions, both (B, F)."""
-        linear = self.linear(latent_BL)
-        hidden = self.dropout(nn.functional.gelu(self.expand(self.norm(latent_BL))))
-        direction = None if self.projector is None else linear + self.projector(hidden)
-        return linear + self.contract(hidden), direction
-
-    def standardise(self, features: Tensor) -> Tensor:
-        """Features (B, *shape) in their own units to (B, F) centred and scaled, as the losses see them."""
-        return (features.flatten(1) - self.mean) / self.scale
-
-    def restore(self, standardised_BF: Tensor) -> Tensor:
-        """The inverse of `standardise`: (B, F) to (B, *shape)."""
-        return (standardised_BF * self.scale + self.mean).unflatten(1, self.shape)
-
-
-class Alignment(nn.Module):
-    """The shared latent expected for a picture, as a linear map from its standardised features.
-
-    Fitted in closed form at the end of pretraining and stored with the decoder, it lets a new subject's head be
-    fitted without the data of the subjects that came before. `mean` and `covariance` are those of the expected
-    latents over the pictures of pretraining: what may be expected of a picture nobody has seen yet. `tuning` is the
-    second moment of voxels' weights on the latent: what may be expected of a voxel nobody has measured yet.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    covariance: Tensor
-    tuning: Tensor
-
-    def __init__(self, features: int, latent: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(features, latent))
-        self.register_buffer("bias", torch.zeros(latent))
-        self.register_buffer("mean", torch.zeros(latent))
-        self.register_buffer("covariance", torch.zeros(latent, latent))
-        self.register_buffer("tuning", torch.zeros(latent, latent))
-
-    @property
-    def fitted(self) -> bool:
-        """False until the map has been estimated."""
-        return bool(self.weight.abs().sum() > 0)
-
-    def forward(self, standardised_BF: Tensor) -> Tensor:
-        return standardised_BF @ self.weight + self.bias
+    latent: Tensor
+    features: dict[str, Tensor]
+    directions: dict[str, Tensor]
+    denoised: dict[str, Tensor]
+    rebuilt: dict[str, Tensor]
+    returned: dict[str, Tensor]
 
 
 class MultiSubjectDecoder(Pretrained):
@@ -146,6 +70,7 @@ class MultiSubjectDecoder(Pretrained):
         blocks: int,
         dropout: float,
         adapter_rank: int = 0,
+        rebuild: bool = False,
     ) -> None:
         super().__init__()
         if not voxels or not spaces:
@@ -165,6 +90,17 @@ class MultiSubjectDecoder(Pretrained):
         self.branches = nn.ModuleDict(
             {name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)}
         )
+        self.priors = nn.ModuleDict(
+            {
+                name: DiffusionPrior(name, spaces[name].shape, prior)
+                for name in self.branches
+                if (prior := spaces[name].prior) is not None
+            }
+        )
+        self.rebuild = nn.ModuleDict()
+        if rebuild:
+            self._sizes["rebuild"] = 1
+            self.rebuild = nn.ModuleDict({name: nn.Linear(latent, voxels[name]) for name in self.heads})
         self.alignment = Alignment(sum(space.size for space in spaces.values()), latent)
         if adapter_rank:
             self.add_adapters(adapter_rank)
@@ -183,6 +119,7 @@ class MultiSubjectDecoder(Pretrained):
             {name: branch.shape for name, branch in branches.items()},
             {name for name, branch in branches.items() if branch.projector is not None},
             dict(self._sizes),
+            {name: self.prior(name).config for name in self.priors},
         )
 
     @classmethod
@@ -198,42 +135,98 @@ class MultiSubjectDecoder(Pretrained):
         assert isinstance(branch, Branch)
         return branch
 
-    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Head latents (B, L), standardised features and retrieval directions, {space: (B, F)} each.
+    def prior(self, space: str) -> DiffusionPrior:
+        """The prior of one feature space."""
+        prior = self.priors[space]
+        assert isinstance(prior, DiffusionPrior)
+        return prior
 
-        `responses` maps subject id to (B_s, V_s). The subjects must be all of the decoder's when training: ZeRO needs
-        the same graph on every rank at every step.
+    def forward(self, responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None = None) -> Outputs:
+        """All that losses read; without `noised`, what predictions need.
+
+        `responses` maps subject id to (B_s, V_s), `noised` the spaces with a prior to what it is asked; it is empty,
+        not None, for a decoder without priors that shall rebuild responses. The subjects must be all of the decoder's
+        when training: ZeRO needs the same graph on every rank at every step.
         """
         unknown = sorted(set(responses) - set(self.heads))
         if unknown:
             raise InputError(
                 f"this decoder has heads for {self.subjects}, not for {unknown}: finetune it on them first"
             )
-        latent = torch.cat([self.heads[name](responses[name]) for name in self.heads if name in responses])
+        latents = {name: self.heads[name](responses[name]) for name in self.heads if name in responses}
+        latent = torch.cat(list(latents.values()))
         shared = latent
         for block in self.backbone:
             shared = block(shared, latent)
         outputs = {name: branch(shared) for name, branch in self.branches.items()}
+        features = {name: out[0] for name, out in outputs.items()}
         directions = {name: out[1] for name, out in outputs.items() if out[1] is not None}
-        return latent, {name: out[0] for name, out in outputs.items()}, directions
+        if noised is None:
+            return Outputs(latent, features, directions, {}, {}, {})
+        denoised = {
+            name: prior(noised[name].noisy, noised[name].timestep, features[name], noised[name].dropped)
+            for name, prior in self.priors.items()
+        }
+        return Outputs(latent, features, directions, denoised, *self._rebuilt(latents))
+
+    def _rebuilt(self, latents: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Responses from latents, and latents after a way through the voxels of the subject that comes next.
+
+        Published code draws a pair of subjects at every step, on each rank by itself; here every subject goes through
+        the next one of the batch in order, the last through the first, so that the graph is always the same.
+        """
+        if not len(self.rebuild):
+            return {}, {}
+        names = list(latents)
+        rebuilt = {name: self.rebuild[name](latent) for name, latent in latents.items()}
+        returned = {
+            name: self.heads[other](self.rebuild[other](latents[name]))
+            for name, other in zip(names, [*names[1:], names[0]], strict=True)
+        }
+        return rebuilt, returned
 
     @torch.no_grad()
     def predict(self, responses: Mapping[str, Tensor]) -> Predictions:
         """Predictions in the units of each space. The module must be in evaluation mode."""
-        latent, features, retrieval = self(responses)
+        latent, features, retrieval, *_ = self(responses)
         restored = {name: self.branch(name).restore(value) for name, value in features.items()}
         return Predictions(restored, retrieval, latent)
+
+    @torch.no_grad()
+    def for_pictures(
+        self, features: Mapping[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """Features (B, *shape) as a prior draws them, from those predicted, where a space has one that is used.
+
+        `features` may be averages of predictions over repeats. Row i draws from `generators[i]`, on the CPU; so it
+        depends on no other row. The module must be in evaluation mode.
+        """
+        drawn = dict(features)
+        for name in self.priors:
+            prior, branch = self.prior(name), self.branch(name)
+            if prior.config.use == "sample" and name in features:
+                sample = prior.sample(branch.standardise(features[name]).float(), generators)
+                drawn[name] = branch.restore(sample)
+        return drawn
 
     def standardise(self, features: Mapping[str, Tensor]) -> Tensor:
         """All spaces side by side, standardised: (B, sum of F), in the order of the branches."""
         return torch.cat([self.branch(name).standardise(features[name]) for name in self.branches], dim=1)
 
     def with_subjects(self, voxels: Mapping[str, int], *, keep: bool = False) -> None:
-        """Fresh heads for these subjects; everything shared stays, and with `keep` the other subjects' heads."""
+        """Fresh heads for these subjects; everything shared stays, and with `keep` the other subjects' heads.
+
+        Maps from the latent back to voxels go with the heads, where there are any.
+        """
         heads: dict[str, nn.Module] = {name: nn.Linear(voxels[name], self.latent) for name in sorted(voxels)}
+        back: dict[str, nn.Module] = {}
+        if len(self.rebuild):
+            back = {name: nn.Linear(self.latent, voxels[name]) for name in sorted(voxels)}
         if keep:
             heads |= {name: head for name, head in self.heads.items() if name not in heads}
+            back |= {name: layer for name, layer in self.rebuild.items() if name not in back}
         self.heads = nn.ModuleDict({name: heads[name] for name in sorted(heads)})
+        self.rebuild = nn.ModuleDict({name: back[name] for name in sorted(back)})
 
     def add_adapters(self, rank: int) -> None:
         """Give every block of the backbone a low-rank adapter that changes nothing yet.

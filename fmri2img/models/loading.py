@@ -11,7 +11,7 @@ from fmri2img.models.adapters import rank_of
 from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
 from fmri2img.models.linear import RidgeDecoder
-from fmri2img.models.spaces import TargetSpace, is_directed
+from fmri2img.models.spaces import TargetSpace, is_directed, prior_of
 
 
 def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjectDecoder | RidgeDecoder:
@@ -25,9 +25,15 @@ def load_decoder(path: Path, *, weights: str = schema.MODEL_NAME) -> MultiSubjec
     voxels = {name: record.voxels for name, record in manifest.subjects.items()}
     recipe = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
     directed = {name for name, space in recipe["spaces"].items() if is_directed(space)}
+    priors = {name: prior_of(space) for name, space in recipe["spaces"].items()}
     spaces = {
         name: TargetSpace(
-            name, tuple(record.shape), np.zeros(record.shape, np.float32), 1.0, name in directed
+            name,
+            tuple(record.shape),
+            np.zeros(record.shape, np.float32),
+            1.0,
+            name in directed,
+            priors.get(name),
         )
         for name, record in manifest.feature_spaces.items()
     }

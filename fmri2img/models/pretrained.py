@@ -7,8 +7,8 @@ is saved, every tensor must fit, the bytes of the weights are proved by their SH
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import DamageError, InputError
+from fmri2img.models.prior import PriorConfig
 from fmri2img.models.spaces import TargetSpace
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -28,13 +29,24 @@ _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w.-]+")
 class Layout:
     """Everything that decides which tensors a decoder has, and of which shape.
 
-    `voxels` of each subject; `shapes` of one picture's features in each space; the `directed` spaces; further `sizes`.
+    `voxels` of each subject; `shapes` of one picture's features in each space; the `directed` spaces; further `sizes`;
+    the diffusion `priors` of spaces.
     """
 
     voxels: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     directed: set[str]
     sizes: dict[str, Any]
+    priors: dict[str, PriorConfig] = field(default_factory=dict)
+
+    def targets(self) -> dict[str, TargetSpace]:
+        """The spaces, with statistics of 0 and 1."""
+        return {
+            name: TargetSpace(
+                name, shape, np.zeros(shape, np.float32), 1.0, name in self.directed, self.priors.get(name)
+            )
+            for name, shape in self.shapes.items()
+        }
 
 
 class Pretrained(nn.Module):
@@ -52,6 +64,12 @@ class Pretrained(nn.Module):
     ) -> Self:
         """A fresh decoder."""
         raise NotImplementedError
+
+    def for_pictures(
+        self, features: Mapping[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """What pictures are made from, given predicted features: these themselves, where nothing is drawn."""
+        return dict(features)
 
     def save_pretrained(
         self, folder: str | Path, *, found: schema.Found | None = None, license: str = "other"
@@ -120,6 +138,7 @@ class Pretrained(nn.Module):
                 shape=shape,
                 directed=name in layout.directed,
                 extractor=manifest.feature_spaces[name].extractor if manifest else None,
+                prior=layout.priors[name].model_dump(mode="json") if name in layout.priors else None,
             )
             for name, shape in layout.shapes.items()
         }
@@ -144,9 +163,13 @@ def load_pretrained(folder: Path) -> Pretrained:
     widths = [record.voxels for record in config.subjects.values()]
     widths += [prod(record.shape) for record in config.feature_spaces.values()]
     widths += [size for size in config.sizes.values() if isinstance(size, int)]
-    blocks = config.sizes.get("blocks", 0)
-    if not isinstance(blocks, int) or blocks > len(tensors):
-        raise DamageError(f"{path} names {blocks} blocks: the weights are {len(tensors)} tensors")
+    priors = [record.prior for record in config.feature_spaces.values() if record.prior is not None]
+    widths += [
+        size for told in priors for size in (told.get("width"), told.get("heads")) if isinstance(size, int)
+    ]
+    for blocks in (config.sizes.get("blocks", 0), *(told.get("depth", 0) for told in priors)):
+        if not isinstance(blocks, int) or blocks > len(tensors):
+            raise DamageError(f"{path} names {blocks} blocks: the weights are {len(tensors)} tensors")
     if 4 * max(widths) > config.weights.bytes:
         raise DamageError(
             f"{path} names a size of {max(widths)}: the weights have {config.weights.bytes} bytes"
@@ -170,13 +193,17 @@ def _kinds() -> dict[str, type[Pretrained]]:
 
 def _skeleton(kind: type[Pretrained], config: schema.ExportedConfig) -> Pretrained:
     """The decoder without memory for its tensors; statistics of its spaces are among them."""
-    spaces = {
-        name: TargetSpace(name, record.shape, np.zeros(record.shape, np.float32), 1.0, record.directed)
+    shapes = {name: tuple(record.shape) for name, record in config.feature_spaces.items()}
+    directed = {name for name, record in config.feature_spaces.items() if record.directed}
+    priors = {
+        name: PriorConfig.model_validate(record.prior)
         for name, record in config.feature_spaces.items()
+        if record.prior is not None
     }
     voxels = {name: record.voxels for name, record in config.subjects.items()}
+    layout = Layout(voxels, shapes, directed, config.sizes, priors)
     with torch.device("meta"):
-        return kind.make(voxels, spaces, config.sizes)
+        return kind.make(voxels, layout.targets(), layout.sizes)
 
 
 def _download(name: str, revision: str | None, cache_dir: str | Path | None, local: bool) -> Path:

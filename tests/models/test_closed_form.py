@@ -22,7 +22,7 @@ SIZES = {"map": 6, "words": 4}
 def outputs(decoder: MultiSubjectDecoder, subject: str, rows: PictureRows) -> np.ndarray:
     """Standardised predictions of both spaces side by side, as the losses see them."""
     with torch.no_grad():
-        _, features, _ = decoder({subject: torch.from_numpy(rows.responses)})
+        _, features, *_ = decoder({subject: torch.from_numpy(rows.responses)})
     return torch.cat([features[name] for name in SIZES], 1).numpy()
 
 
@@ -83,7 +83,7 @@ def test_the_retrieval_direction_starts_as_the_same_ridge(make_decoder: Make, ma
     rows = {"subj01": make_rows(60, 15)}
     decoder = make_decoder({"subj01": 15})
     start_as_ridge(decoder, rows, seed=0)
-    _, features, directions = decoder({"subj01": torch.from_numpy(rows["subj01"].responses)})
+    _, features, directions, *_ = decoder({"subj01": torch.from_numpy(rows["subj01"].responses)})
     torch.testing.assert_close(features["words"], directions["words"])
 
 
@@ -125,7 +125,7 @@ def test_a_new_subject_finds_the_latent_that_others_share(make_decoder: Make, wo
     fit_head(decoder, "subj03", world.seen_by(3, 40, slice(800, 1000)), seed=0)
     test = slice(1000, 1200)
     with torch.no_grad():
-        latent, _, _ = decoder(
+        latent, *_ = decoder(
             {"subj03": torch.from_numpy(world.seen_by(3, 40, slice(0, 1200)).responses[test])}
         )
     design = np.column_stack([latent.numpy(), np.ones(200)])

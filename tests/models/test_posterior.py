@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fmri2img.models.closed_form import PictureRows, _posterior
-from fmri2img.models.decoder import Alignment
+from fmri2img.models.parts import Alignment
 from fmri2img.models.ridge import fit_ridge
 
 LATENT, VOXELS, TRIALS = 5, 40, 60

@@ -15,29 +15,42 @@ from torch import Tensor
 
 from fmri2img.models.config import DecoderConfig
 from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.prior import PriorConfig
 from fmri2img.models.spaces import TargetSpace
 from fmri2img.trainer.objectives import (
     Losses,
     LossTerms,
     MicroBatches,
     Place,
+    ResponseLosses,
     active_mixing,
     decoder_loss,
     draw_mixing,
+    draw_noise,
+    noised,
 )
 
 VOXELS = {"subj01": 7, "subj02": 12, "subj05": 9}
 SHAPES = {"map": (2, 3), "tone": (4,), "words": (5,)}
 ROWS, LANES, STEPS = 16, 4, 9
 LOSSES: dict[str, dict[str, Any]] = {
-    "map": {"mse": {}, "l1": {"weight": 0.5}, "soft_contrastive": {"weight": 0.1}},
+    "map": {"mse": {}, "l1": {"weight": 0.5}, "soft_contrastive": {"weight": 0.1}, "prior": {"end": 0.5}},
     "tone": {"contrastive": {"weight": 0.7, "end": 0.5}, "softclip": {"temperature": 0.05, "begin": 0.5}},
     "words": {
+        "prior": {"weight": 3.0},
         "cosine": {"weight": 0.0},
         "bimixco": {"temperature": 0.2, "end": 0.34},
         "softclip": {"temperature": 0.1, "begin": 0.34, "weight": 2.0, "final_weight": 0.0},
     },
 }
+# Learned positions and read-out tokens, all that rows go without, all that is predicted.
+PRIORS = {
+    "map": PriorConfig(depth=1, heads=2, head_width=4, timesteps=9, sampling_steps=3, width=6, predicts="v"),
+    "words": PriorConfig(
+        depth=1, heads=1, head_width=2, timesteps=5, sampling_steps=3, queries="tokens", condition_dropout=0.5
+    ),
+}
+WHOLE = {"response": {"weight": 0.5, "end": 0.5}, "cycle": {"weight": 2.0}}
 # With mixing, between the ends of the two, and without.
 PLACES = [Place(step, STEPS) for step in (1, 4, 8)]
 
@@ -49,10 +62,13 @@ def spaces() -> dict[str, Losses]:
 def decoder(dropout: float = 0.0) -> MultiSubjectDecoder:
     """Every parameter random: a gradient of exactly 0 would prove nothing."""
     targets = {
-        name: TargetSpace(name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].directed)
+        name: TargetSpace(
+            name, shape, np.full(shape, 0.5, np.float32), 2.0, spaces()[name].directed, PRIORS.get(name)
+        )
         for name, shape in SHAPES.items()
     }
-    made = DecoderConfig(latent=6, hidden=10, blocks=1, dropout=dropout).build(VOXELS, targets).double()
+    sizes = DecoderConfig(latent=6, hidden=10, blocks=1, dropout=dropout, rebuild=True)
+    made = sizes.build(VOXELS, targets).double()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -85,16 +101,36 @@ def step(
     """Forward and backward of a rank's rows, as the loop does it with an engine."""
     responses, features, pictures = batch(rank, world)
     settings, mixing = active_mixing(spaces().values(), place), None
+    each = LANES // world
+    rows = {name: len(values) for name, values in responses.items()}
+    lanes = range(rank * each, (rank + 1) * each)
+    draws = {
+        name: draw_noise(name, prior, int(np.prod(SHAPES[name])), rows, lanes, seed=3, step=place.step)
+        for name, prior in PRIORS.items()
+    }
     if settings is not None:
-        each = LANES // world
-        rows = {name: len(values) for name, values in responses.items()}
-        lanes = range(rank * each, (rank + 1) * each)
         mixing = draw_mixing(settings, rows, lanes, seed=3, step=place.step)
         responses = mixing.mix_responses(responses)
     micro = MicroBatches(
-        made, lambda loss, last: loss.backward(), responses, parts=parts, seed=lambda part: None
+        made,
+        lambda loss, last: loss.backward(),
+        responses,
+        parts=parts,
+        seed=lambda part: None,
+        noised=noised(made, features, draws, mixing),
     )
-    loss = decoder_loss(made, micro.forward(), features, pictures, spaces(), place=place, mixing=mixing)
+    loss = decoder_loss(
+        made,
+        micro.forward(),
+        features,
+        pictures,
+        spaces(),
+        place=place,
+        mixing=mixing,
+        draws=draws,
+        whole=ResponseLosses.model_validate(WHOLE),
+        responses=responses,
+    )
     micro.backward(loss.backward)
     return loss
 

@@ -119,7 +119,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(spec: Spec, monkeypatch: pyt
 def test_a_validation_loss_that_is_no_number_stops_the_run(
     spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "judge", lambda *arguments: [("mse", math.nan, 1.0)])
+    monkeypatch.setattr(validation, "judge", lambda *arguments, **named: [("mse", math.nan, 1.0)])
     with pytest.raises(Fmri2imgError, match="step 0: validation/pixels-2/mse is nan"):
         finetune(spec("run"))
 
@@ -316,9 +316,9 @@ def test_a_small_share_leaves_out_validations_but_the_first_and_the_last(
 def test_validation_draws_no_random_number(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
 
-    def watched(*arguments: Any) -> dict[str, float]:
+    def watched(*arguments: Any, **named: Any) -> dict[str, float]:
         before = torch.get_rng_state()
-        figures = validation.validate(*arguments)
+        figures = validation.validate(*arguments, **named)
         checked.append(torch.equal(torch.get_rng_state(), before))
         return figures
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fmri2img.models.decoder import Outputs
 from fmri2img.trainer.objectives import (
     Losses,
     Mixing,
@@ -121,7 +122,7 @@ def test_regression_and_contrast_train_as_they_did_before_losses_had_kinds(proce
     made = processes.decoder()
     loss = processes.losses(made, made, 0)
     responses, features, pictures = processes.batch(0)
-    _, predicted, directions = made(responses)
+    _, predicted, directions, *_ = made(responses)
     total: Tensor | None = None
     for name, regression, contrast in (("map", 1.0, 0.0), ("tone", 0.0, 0.7), ("words", 1.0, 0.3)):
         target = (features[name].flatten(1) - 0.5) / 2.0
@@ -157,7 +158,7 @@ def test_targets_are_mixed_as_the_responses_were(processes: ModuleType) -> None:
     mixed = {name: mixing.mix(made.branch(name).standardise(value)) for name, value in features.items()}
     kinds = Losses.model_validate({"mse": {}, "cosine": {}, "l1": {}, "soft_contrastive": {}, "softclip": {}})
     spaces = {"words": kinds}
-    outputs = torch.zeros(len(pictures), 1), mixed, mixed
+    outputs = Outputs(torch.zeros(len(pictures), 1), mixed, mixed, {}, {}, {})
 
     def terms(with_mixing: Mixing | None) -> dict[str, float]:
         loss = decoder_loss(made, outputs, features, pictures, spaces, place=Place(0, 1), mixing=with_mixing)

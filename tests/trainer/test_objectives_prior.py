@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmri2img.trainer.objectives import add_noise, cosine_signal, cycle_loss, prior_loss, response_loss
-from fmri2img.trainer.objectives.prior import Prediction, embedding_of
+from fmri2img.models.diffusion import Prediction, add_noise, cosine_signal, embedding_of
+from fmri2img.trainer.objectives import cycle_loss, prior_loss, response_loss
 
 STEPS = 100
 KINDS: list[Prediction] = ["x0", "eps", "v"]

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmri2img.trainer.objectives import MicroBatches, Outputs, Place
+from fmri2img.models.decoder import Outputs
+from fmri2img.models.prior import Noised
+from fmri2img.trainer.objectives import MicroBatches, Place
 
 SCRIPT = Path(__file__).parent / "ranks.py"
 WORLDS = (2, 4)
@@ -93,9 +95,9 @@ def test_every_micro_batch_holds_every_subject_in_the_same_order() -> None:
     seen: list[Mapping[str, Tensor]] = []
     made = ranks.decoder()
 
-    def forward(responses: Mapping[str, Tensor]) -> Outputs:
+    def forward(responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None) -> Outputs:
         seen.append(responses)
-        outputs: Outputs = made(responses)
+        outputs: Outputs = made(responses, noised)
         return outputs
 
     responses, _, _ = ranks.batch()
@@ -116,8 +118,8 @@ def test_the_second_pass_drops_the_same_units_as_the_first() -> None:
     found: list[Outputs] = []
     made = ranks.decoder(dropout=0.5)
 
-    def forward(responses: Mapping[str, Tensor]) -> Outputs:
-        found.append(made(responses))
+    def forward(responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None) -> Outputs:
+        found.append(made(responses, noised))
         return found[-1]
 
     seeds: list[int] = []
@@ -154,7 +156,8 @@ def test_every_parameter_has_a_gradient_at_every_step_whatever_counts(step: int)
     made = ranks.decoder()
     loss = ranks.step(made, Place(step, ranks.STEPS))
     assert [name for name, parameter in made.named_parameters() if parameter.grad is None] == []
-    counting = {"map/mse", "map/l1", "map/soft_contrastive", "words/cosine"}
+    counting = {"map/mse", "map/l1", "map/soft_contrastive", "words/cosine", "words/prior", "cycle"}
+    counting |= {"map/prior", "response"} if step < 5 else set()
     counting |= {"tone/contrastive"} if step < 5 else {"tone/softclip"}
     counting |= {"words/bimixco"} if step < 4 else {"words/softclip"}
     assert set(loss.terms) == set(loss.weights) == counting

@@ -68,7 +68,7 @@ def test_every_layer_changes_what_is_predicted(processes: ModuleType) -> None:
 
     @torch.no_grad()
     def predicted() -> Tensor:
-        _, features, directions = made(responses)
+        _, features, directions, *_ = made(responses)
         return torch.cat([*features.values(), *directions.values()], dim=1)
 
     before = predicted()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import InputError
-from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.decoder import MultiSubjectDecoder, Outputs
+from fmri2img.models.prior import Noised
 from fmri2img.trainer.collectives import world_size
 from fmri2img.trainer.config import TrainingConfig
 from fmri2img.trainer.engines.ema import Average, Averaging
@@ -44,8 +45,8 @@ class AccelerateEngine(Averaging):
         self.updates = self.skipped = 0
         self.average = Average(config.ema, lambda: list(self.decoder.parameters())) if config.ema else None
 
-    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        outputs: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]] = self.decoder(responses)
+    def forward(self, responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None = None) -> Outputs:
+        outputs: Outputs = self.decoder(responses, noised)
         return outputs
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:

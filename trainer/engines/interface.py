@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fmri2img.models.decoder import MultiSubjectDecoder, decay_groups
+from fmri2img.models.decoder import MultiSubjectDecoder, Outputs, decay_groups
+from fmri2img.models.prior import Noised
 from fmri2img.trainer.config import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -22,9 +23,9 @@ class Engine(Protocol):
     # Steps that float16's loss scaling left out because a gradient overflowed.
     skipped: int
 
-    def forward(
-        self, responses: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]: ...
+    def forward(self, responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None = None) -> Outputs:
+        """The decoder's outputs in float32; `noised` as the decoder's own `forward` has it."""
+        ...
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add the gradients of `loss` to those of the step; `last` says that the step has no more micro-batches."""

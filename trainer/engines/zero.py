@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fmri2img.errors import Fmri2imgError, InputError
-from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.decoder import MultiSubjectDecoder, Outputs
+from fmri2img.models.prior import Noised
 from fmri2img.trainer.collectives import rank, world_size
 from fmri2img.trainer.config import TrainingConfig
 from fmri2img.trainer.engines.ema import Average, Averaging
@@ -51,15 +52,15 @@ class DeepSpeedEngine(Averaging):
                 self._set_whole(parameter, exact[name], None)
         self.average = Average(config.ema, self._masters) if config.ema else None
 
-    def forward(self, responses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, responses: Mapping[str, Tensor], noised: Mapping[str, Noised] | None = None) -> Outputs:
         # As Accelerate does: the network computes in its own precision, the losses in float32.
-        latent, features, directions = self.engine(
-            {name: value.to(self.kind) for name, value in responses.items()}
+        asked = {name: told._replace(noisy=told.noisy.to(self.kind)) for name, told in (noised or {}).items()}
+        latent, *others = self.engine(
+            {name: value.to(self.kind) for name, value in responses.items()},
+            None if noised is None else asked,
         )
-        return (
-            latent.float(),
-            {name: value.float() for name, value in features.items()},
-            {name: value.float() for name, value in directions.items()},
+        return Outputs(
+            latent.float(), *({name: value.float() for name, value in some.items()} for some in others)
         )
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Losses as pure functions, what a recipe says of them, and their weighted sum over the spaces of a recipe."""
 
 from fmri2img.trainer.objectives.caching import MicroBatches
-from fmri2img.trainer.objectives.composite import LossTerms, Outputs, decoder_loss, judge
+from fmri2img.trainer.objectives.composite import LossTerms, decoder_loss, judge, judge_whole
 from fmri2img.trainer.objectives.contrastive import (
     bimixco_loss,
     contrastive_loss,
@@ -9,7 +9,7 @@ from fmri2img.trainer.objectives.contrastive import (
     softclip_loss,
 )
 from fmri2img.trainer.objectives.mixing import Mixing, draw_mixing
-from fmri2img.trainer.objectives.prior import add_noise, cosine_signal, prior_loss
+from fmri2img.trainer.objectives.prior import Draws, draw_noise, fixed_noise, noised, prior_loss
 from fmri2img.trainer.objectives.regression import (
     cosine_loss,
     cycle_loss,
@@ -17,27 +17,30 @@ from fmri2img.trainer.objectives.regression import (
     regression_loss,
     response_loss,
 )
-from fmri2img.trainer.objectives.settings import Losses, Place, active_mixing, check_losses
+from fmri2img.trainer.objectives.settings import Losses, Place, ResponseLosses, active_mixing, check_losses
 
 __all__ = [
+    "Draws",
     "LossTerms",
     "Losses",
     "MicroBatches",
     "Mixing",
-    "Outputs",
     "Place",
+    "ResponseLosses",
     "active_mixing",
-    "add_noise",
     "bimixco_loss",
     "check_losses",
     "contrastive_loss",
     "cosine_loss",
-    "cosine_signal",
     "cycle_loss",
     "decoder_loss",
     "draw_mixing",
+    "draw_noise",
+    "fixed_noise",
     "judge",
+    "judge_whole",
     "l1_loss",
+    "noised",
     "prior_loss",
     "regression_loss",
     "response_loss",

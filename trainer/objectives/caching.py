@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fmri2img.trainer.objectives.composite import Outputs
+from fmri2img.models.decoder import Outputs
+from fmri2img.models.prior import Noised
 
-Forward = Callable[[Mapping[str, Tensor]], Outputs]
+Forward = Callable[[Mapping[str, Tensor], Mapping[str, Noised] | None], Outputs]
 
 
 class Backward(Protocol):
@@ -27,8 +28,9 @@ class Backward(Protocol):
 class MicroBatches:
     """One step's rows of a rank, split so that every micro-batch holds every subject, in the same order.
 
-    `seed(part)` sets the random state before part's forward passes, the same for both. With one part it is the plain
-    step: one pass forward, one backward. `parts` must divide the rows of each subject.
+    `seed(part)` sets the random state before part's forward passes, the same for both. `noised` is what priors are
+    asked about the rows. With one part it is the plain step: one pass forward, one backward. `parts` must divide the
+    rows of each subject.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class MicroBatches:
         *,
         parts: int,
         seed: Callable[[int], None],
+        noised: Mapping[str, Noised] | None = None,
     ) -> None:
         self._forward, self._backward, self._seed, self.parts = forward, backward, seed, parts
         self._responses = [
@@ -47,28 +50,34 @@ class MicroBatches:
         places = torch.arange(sum(len(rows) for rows in responses.values()))
         by_subject = places.split([len(rows) for rows in responses.values()])
         self._places = [torch.cat([rows.chunk(parts)[part] for rows in by_subject]) for part in range(parts)]
+        self._noised = noised
         self._outputs: Outputs | None = None
 
     def forward(self) -> Outputs:
         """The outputs for all rows, in the order of the whole batch, to compute a loss from."""
         if self.parts == 1:
-            self._seed(0)
-            return self._forward(self._responses[0])
-        found: list[Outputs] = []
+            return self._pass(0)
         with torch.no_grad():
-            for part, responses in enumerate(self._responses):
-                self._seed(part)
-                found.append(self._forward(responses))
+            found = [self._pass(part) for part in range(self.parts)]
         back = torch.cat(self._places).argsort()
 
         def whole(pieces: list[Tensor]) -> Tensor:
             return torch.cat(pieces)[back.to(pieces[0].device)].requires_grad_()
 
-        latents, features, directions = zip(*found, strict=True)
-        self._outputs = (
-            whole(list(latents)),
-            {name: whole([piece[name] for piece in features]) for name in features[0]},
-            {name: whole([piece[name] for piece in directions]) for name in directions[0]},
+        def each(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: whole([piece[name] for piece in pieces]) for name in pieces[0]}
+
+        def by_subject(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            # One subject's rows stand one part after another.
+            return {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
+
+        self._outputs = Outputs(
+            whole([piece.latent for piece in found]),
+            each([piece.features for piece in found]),
+            each([piece.directions for piece in found]),
+            each([piece.denoised for piece in found]),
+            by_subject([piece.rebuilt for piece in found]),
+            by_subject([piece.returned for piece in found]),
         )
         return self._outputs
 
@@ -78,20 +87,38 @@ class MicroBatches:
             self._backward(loss, last=True)
             return
         assert self._outputs is not None, "forward comes first"
-        whole = _flat(self._outputs)
-        kept = torch.autograd.grad(loss, whole, allow_unused=True)
-        for part, (responses, places) in enumerate(zip(self._responses, self._places, strict=True)):
-            self._seed(part)
-            outputs = _flat(self._forward(responses))
+        rows, subjects = _flat(self._outputs)
+        kept = torch.autograd.grad(loss, [*rows, *subjects], allow_unused=True)
+        for part, places in enumerate(self._places):
+            outputs, apart = _flat(self._pass(part))
             pieces = [
                 (output * gradient[places.to(output.device)]).sum()
-                for output, gradient in zip(outputs, kept, strict=True)
+                for output, gradient in zip(outputs, kept[: len(rows)], strict=True)
+                if gradient is not None
+            ]
+            pieces += [
+                (output * gradient.chunk(self.parts)[part]).sum()
+                for output, gradient in zip(apart, kept[len(rows) :], strict=True)
                 if gradient is not None
             ]
             self._backward(torch.stack(pieces).sum(), last=part == self.parts - 1)
         self._outputs = None
 
+    def _pass(self, part: int) -> Outputs:
+        """One pass forward of a part, from its random state."""
+        asked = self._noised
+        if self.parts > 1 and asked is not None:
+            places = self._places[part]
+            asked = {
+                name: Noised(*(rows[places.to(rows.device)] for rows in told)) for name, told in asked.items()
+            }
+        self._seed(part)
+        return self._forward(self._responses[part], asked)
 
-def _flat(outputs: Outputs) -> list[Tensor]:
-    latent, features, directions = outputs
-    return [latent, *features.values(), *directions.values()]
+
+def _flat(outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs with a row for every row of the batch, and those of one subject's rows each."""
+    rows = [outputs.latent]
+    for some in (outputs.features, outputs.directions, outputs.denoised):
+        rows += some.values()
+    return rows, [*outputs.rebuilt.values(), *outputs.returned.values()]

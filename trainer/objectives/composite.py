@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from fmri2img.models.decoder import MultiSubjectDecoder
+from fmri2img.models.decoder import MultiSubjectDecoder, Outputs
+from fmri2img.models.diffusion import cosine_signal
 from fmri2img.models.spaces import DIRECTED_LOSSES
 from fmri2img.trainer.collectives import gather_rows, rank, world_size
 from fmri2img.trainer.objectives.contrastive import (
@@ -23,10 +25,15 @@ from fmri2img.trainer.objectives.contrastive import (
     softclip_loss,
 )
 from fmri2img.trainer.objectives.mixing import Mixing
-from fmri2img.trainer.objectives.regression import cosine_loss, l1_loss, regression_loss
-from fmri2img.trainer.objectives.settings import Contrast, Loss, Losses, Place
-
-Outputs = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+from fmri2img.trainer.objectives.prior import Draws, prior_loss
+from fmri2img.trainer.objectives.regression import (
+    cosine_loss,
+    cycle_loss,
+    l1_loss,
+    regression_loss,
+    response_loss,
+)
+from fmri2img.trainer.objectives.settings import Contrast, Loss, Losses, Place, ResponseLosses
 
 # Kinds of losses over pairs of the global batch.
 POOLED = {*DIRECTED_LOSSES, "soft_contrastive"}
@@ -35,7 +42,10 @@ REGRESSIONS = {"mse": regression_loss, "cosine": cosine_loss, "l1": l1_loss}
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What to run backward on, the value of every active term on this rank (`space/kind`), and their weights."""
+    """What to run backward on, the value of every active term on this rank, and their weights.
+
+    Terms are called `space/kind`, those of the decoder as a whole `response` and `cycle`.
+    """
 
     backward: Tensor
     terms: dict[str, Tensor]
@@ -70,14 +80,18 @@ class _Rows:
 
     def __init__(
         self,
-        features_BF: Tensor,
-        direction_BF: Tensor | None,
-        target_BF: Tensor,
-        shape: tuple[int, ...],
+        decoder: MultiSubjectDecoder,
+        name: str,
+        outputs: Outputs,
+        features: Tensor,
         pool: _Pool,
+        draws: Draws | None,
     ) -> None:
-        self.features, self.direction, self.target = features_BF, direction_BF, target_BF
-        self.shape, self.pool = shape, pool
+        branch = decoder.branch(name)
+        self.features, self.direction = outputs.features[name], outputs.directions.get(name)
+        self.denoised, self.draws = outputs.denoised.get(name), draws
+        self.prior = decoder.prior(name).config if name in decoder.priors else None
+        self.target, self.shape, self.pool = branch.standardise(features), branch.shape, pool
 
     @cached_property
     def wanted(self) -> Tensor:
@@ -104,6 +118,8 @@ class _Rows:
         """One loss on these rows."""
         if kind in REGRESSIONS:
             return REGRESSIONS[kind](self.features, self.wanted)
+        if kind == "prior":
+            return self._prior()
         assert isinstance(loss, Contrast)
         temperature, mixed = loss.temperature_at(place), self.pool.mixed
         if kind == "softclip":
@@ -123,6 +139,18 @@ class _Rows:
             return contrastive_loss(*rows, temperature=temperature)
         return bimixco_loss(*rows, mixed.partner, mixed.share, temperature=temperature)
 
+    def _prior(self) -> Tensor:
+        assert self.denoised is not None and self.draws is not None and self.prior is not None
+        signal, noise = cosine_signal(self.prior.timesteps), self.draws.noise.to(self.wanted.dtype)
+        return prior_loss(
+            self.denoised,
+            self.wanted,
+            noise,
+            self.draws.timestep,
+            signal,
+            predicts=self.prior.predicts,
+        )
+
 
 def decoder_loss(
     decoder: MultiSubjectDecoder,
@@ -133,11 +161,15 @@ def decoder_loss(
     *,
     place: Place,
     mixing: Mixing | None = None,
+    draws: Mapping[str, Draws] | None = None,
+    whole: ResponseLosses | None = None,
+    responses: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     """All losses of a recipe that count at a place in the run, on one batch.
 
     `outputs` are the decoder's for this rank's rows, `features[space]` (B, *shape) and `picture_B` what is true of
-    them; `mixing` is what the responses went through. Collective where a loss over pairs is active: every rank must
+    them; `mixing` is what the responses went through; `draws` is what priors were asked about; `responses` are those
+    that went in, which the losses of `whole` are about. Collective where a loss over pairs is active: every rank must
     call it with the same spaces and place.
     """
     terms: dict[str, Tensor] = {}
@@ -146,17 +178,28 @@ def decoder_loss(
     idle: list[Tensor] = []
     pool = _Pool(picture_B, mixing, gather_rows)
     for name, losses in spaces.items():
-        rows = _rows(decoder, name, outputs, features[name], pool)
+        rows = _Rows(decoder, name, outputs, features[name], pool, (draws or {}).get(name))
         active = [(kind, loss) for kind, loss in losses if loss.active(place)]
         for kind, loss in active:
             key = f"{name}/{kind}"
             terms[key], weights[key] = rows.value(kind, loss, place), loss.weight_at(place)
             term = terms[key] * weights[key] * (world_size() if kind in POOLED else 1)
             backward = term if backward is None else backward + term
-        if all(kind in DIRECTED_LOSSES for kind, _ in active):
+        if all(kind in (*DIRECTED_LOSSES, "prior") for kind, _ in active):
             idle.append(rows.features)
+        if rows.denoised is not None and not any(kind == "prior" for kind, _ in active):
+            idle.append(rows.denoised)
         if rows.direction is not None and not any(kind in DIRECTED_LOSSES for kind, _ in active):
             idle.append(rows.direction)
+    for name, loss in whole or ():
+        if loss.active(place):
+            terms[name], weights[name] = _whole(name, outputs, responses or {}), loss.weight_at(place)
+            term = terms[name] * weights[name]
+            backward = term if backward is None else backward + term
+    if "response" not in terms:
+        idle += outputs.rebuilt.values()
+    if "cycle" not in terms:
+        idle += outputs.returned.values()
     assert backward is not None, "a recipe without a loss at some step is refused when it is read"
     # A layer without a loss would have no gradient, and ZeRO must see every parameter at every step.
     for output in idle:
@@ -172,17 +215,25 @@ def judge(
     picture_B: Tensor,
     losses: Losses,
     place: Place,
+    draws: Draws | None = None,
 ) -> Iterator[tuple[str, float, float]]:
     """Kind, value and weight of each loss of one space that counts at a place, on these rows alone, unmixed."""
-    rows = _rows(decoder, name, outputs, features, _Pool(picture_B, None, lambda rows: rows))
+    rows = _Rows(decoder, name, outputs, features, _Pool(picture_B, None, lambda rows: rows), draws)
     for kind, loss in losses:
         if loss.active(place):
             yield kind, float(rows.value(kind, loss, place)), loss.weight_at(place)
 
 
-def _rows(decoder: MultiSubjectDecoder, name: str, outputs: Outputs, features: Tensor, pool: _Pool) -> _Rows:
-    _, predicted, directions = outputs
-    branch = decoder.branch(name)
-    return _Rows(
-        predicted[name], directions.get(name), branch.standardise(features), tuple(branch.shape), pool
-    )
+def judge_whole(
+    outputs: Outputs, responses: Mapping[str, Tensor], losses: ResponseLosses, place: Place
+) -> Iterator[tuple[str, float, float]]:
+    """Name, value and weight of each loss of the decoder as a whole that counts at a place."""
+    for name, loss in losses:
+        if loss.active(place):
+            yield name, float(_whole(name, outputs, responses)), loss.weight_at(place)
+
+
+def _whole(name: str, outputs: Outputs, responses: Mapping[str, Tensor]) -> Tensor:
+    if name == "response":
+        return response_loss(outputs.rebuilt, {subject: responses[subject] for subject in outputs.rebuilt})
+    return cycle_loss(outputs.latent, torch.cat(list(outputs.returned.values())))

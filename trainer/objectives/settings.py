@@ -123,7 +123,8 @@ class Losses(BaseModel):
     """The losses of one feature space by kind; what is not named is not there.
 
     The first three compare predicted features with those of the picture; the next three compare a direction, which the
-    space's branch then has a projector for, with the directions of all pictures of the global batch.
+    space's branch then has a projector for, with the directions of all pictures of the global batch. `prior` is that of
+    the space's diffusion prior.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -135,6 +136,7 @@ class Losses(BaseModel):
     bimixco: BiMixCo | None = None
     softclip: SoftClip | None = None
     soft_contrastive: SoftContrast | None = None
+    prior: Loss | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Loss]]:  # type: ignore[override]
         """Kind and settings of every loss there is, in the order above."""
@@ -151,6 +153,30 @@ class Losses(BaseModel):
     @model_serializer(mode="wrap")
     def _only_those_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {kind: loss for kind, loss in handler(self).items() if loss is not None}
+
+
+class ResponseLosses(BaseModel):
+    """The losses of the decoder as a whole, on what its maps back to voxels give (`decoder.rebuild`).
+
+    `response` compares each subject's responses with those rebuilt from their latent; `cycle` latents with what is left
+    of them after a way through the next subject's voxels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    response: Loss | None = None
+    cycle: Loss | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Loss]]:  # type: ignore[override]
+        """Name and settings of every loss there is."""
+        for name in type(self).model_fields:
+            loss = getattr(self, name)
+            if loss is not None:
+                yield name, loss
+
+    @model_serializer(mode="wrap")
+    def _only_those_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: loss for name, loss in handler(self).items() if loss is not None}
 
 
 def active_mixing(spaces: Iterable[Losses], place: Place) -> BiMixCo | None:
