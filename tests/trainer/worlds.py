@@ -4,7 +4,7 @@ Run as `python worlds.py FOLDER DATA`. Every process is a fork of this one, whic
 nothing. Groups write what their engines came to (`zeroSTAGE-WORLD-RANK.safetensors`) and pretrain runs: `alone` without
 a group, `one` to `four` named after the number of processes; `moved`, which began with two, went on with four and ended
 with one; `whole` and `broken` of two processes, of which the latter were killed. Prints, as JSON, which step each
-killed group had logged last.
+killed group had logged last. Engines of one and two processes also train in reduced precision (`KIND-STAGE-...`).
 """
 
 import importlib.util
@@ -24,6 +24,7 @@ from typing import Any, Literal
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 long to import, so once for all forks
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from safetensors.torch import save_file
 
 from fmri2img.trainer.engines import DeepSpeedEngine
@@ -34,6 +35,11 @@ Work = Callable[[int, int], None]
 WORLDS = (1, 2, 3, 4)
 STAGES = (0, 1, 2, 3)
 UPDATES = 4
+REDUCED = [(kind, stage) for kind in ("bfloat16", "float16") for stage in (1, 2, 3)]
+REDUCED_WORLDS, REDUCED_STEPS = (
+    (1, 2),
+    5,
+)  # float16 leaves the first out: its loss scale is too large for them
 RUNS = {
     "alone": (0, 2),
     "one": (1, 0),
@@ -161,6 +167,19 @@ def updates(folder: Path) -> Work:
             norms = processes.train(engine, 0, UPDATES, rank, world)
             tensors = {**processes.state(engine), "norms": torch.tensor(norms, dtype=torch.float64)}
             save_file(tensors, folder / f"zero{stage}-{world}-{rank}.safetensors")
+        if world in REDUCED_WORLDS:
+            reduced(rank, world)
+
+    def reduced(rank: int, world: int) -> None:
+        # The CPU computes in float16, if slowly; DeepSpeed asks whether it does so fast.
+        get_accelerator().is_fp16_supported = lambda: True
+        for kind, stage in REDUCED:
+            told = processes.config(zero_stage=stage, precision=kind)
+            engine = DeepSpeedEngine(processes.decoder(), told)
+            norms = processes.train(engine, 0, REDUCED_STEPS, rank, world)
+            tensors = {**processes.state(engine), "norms": torch.tensor(norms, dtype=torch.float64)}
+            tensors["skipped"] = torch.tensor(engine.skipped)
+            save_file(tensors, folder / f"{kind}-{stage}-{world}-{rank}.safetensors")
 
     return work
 
