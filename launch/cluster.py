@@ -27,6 +27,8 @@ class Place:
     workers: int = 1
     emulate_nodes: int = 0
     address: str | None = None
+    # Seconds to wait for nodes that have not joined yet, or were lost.
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
         if self.emulate_nodes and self.address:
@@ -55,6 +57,9 @@ def cluster(place: Place) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # On a busy machine Ray's processes take long to come up; by its own settings it gives up after 30 and 60 s.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     if place.address is None:
         # The name is historic: 0 makes Ray take the loopback address for its own, as it does on those systems.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -188,12 +193,15 @@ def _head(folder: str, cpus: int, resources: dict[str, float]) -> Callable[[], N
     return ray.shutdown
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Environment that must be there before a worker imports torch or deepspeed."""
+def worker_environment(threads: int, *, gpu: bool | None = None) -> dict[str, str]:
+    """Environment that must be there before a worker imports torch or deepspeed.
+
+    `gpu` is whether workers have one, where that may differ from this machine.
+    """
     import torch
 
     wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() if gpu is None else gpu):
         wanted["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed compiles its CPU collectives with ninja, which pip puts beside the interpreter.
     wanted["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

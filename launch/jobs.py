@@ -1,8 +1,8 @@
 """What the commands of the three jobs do: check, show progress, call the part that works, say where the result is."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from fmri2img.datasets import Dataset
 from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings
-from fmri2img.files import write_json
+from fmri2img.files import alone, write_json
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices
+from fmri2img.launch.events import EVENTS, telling
 from fmri2img.launch.folders import check_folder
 from fmri2img.launch.items import flag_error, plan_job
 from fmri2img.launch.judging import Candidates, judge
@@ -49,7 +50,7 @@ def chosen_subjects(dataset: Dataset, subjects: Sequence[str], hold_out: Sequenc
 
 def check_run_folder(out: Path, *, kind: Literal["decoder", "ridge"]) -> None:
     """Raise InputError when `out` cannot be the folder of a run, or holds a run of the other kind."""
-    check_folder(out, ("checkpoints", METRICS, WORKERS), what="run")
+    check_folder(out, ("checkpoints", METRICS, WORKERS, EVENTS), what="run")
     found = schema.find_latest(out)
     for line in () if found is None else found.warnings:
         output().print(line, markup=False)
@@ -106,10 +107,19 @@ def finetuning(
     plain = recipe.model_dump(mode="json")
     spec = StageSpec(plain, str(data), (subject,), str(out), chosen, parent, wandb, keep_heads)
     how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
-    with stage(f"{how} on {subject}", "steps") as tell:
+    with _own_run(out, "finetune"), stage(f"{how} on {subject}", "steps") as tell:
         if start == "ridge":
             return fit_ridge_baseline(spec)
         return finetune(spec, listener=listener(tell))
+
+
+@contextmanager
+def _own_run(out: Path, job: str) -> Iterator[None]:
+    """A run of this process alone: nobody else works in its folder, and its story is told there."""
+    out.mkdir(parents=True, exist_ok=True)
+    busy = f"{out} is in use by another job: wait for its end, or give another --out"
+    with alone(out, busy), telling(out, job, workers=1):
+        yield
 
 
 def reconstruction(

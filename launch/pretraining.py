@@ -10,20 +10,31 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.console import output
 from fmri2img.datasets.remote import absolute
-from fmri2img.errors import Fmri2imgError
-from fmri2img.launch.cluster import WORKER, Place, cluster, leave_source_tree, worker_environment
+from fmri2img.errors import Fmri2imgError, InputError, StoppedError
+from fmri2img.files import alone
+from fmri2img.launch.cluster import Place, cluster, leave_source_tree, worker_environment
+from fmri2img.launch.events import Story, checkpoint_steps, following_nodes, telling
+from fmri2img.launch.slots import (
+    alive_nodes,
+    count_slots,
+    has_gpus,
+    probe_nodes,
+    wait_for_slots,
+    worker_resources,
+)
 from fmri2img.trainer.collectives import gather_objects, rank
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.loop import check_layout
 from fmri2img.trainer.stages import StageSpec, open_material, pretrain
 from fmri2img.trainer.state import find_resumable
-from fmri2img.trainer.watch import METRICS, Record, read_records
+from fmri2img.trainer.watch import Record, read_records
 
 WORKERS = "workers.jsonl"
 
@@ -33,8 +44,9 @@ def launch_pretraining(
 ) -> Path:
     """Run `trainer.pretrain` on `place.workers` workers and return the final checkpoint.
 
-    Bad input is refused here, before a cluster is started. A worker that dies is started again, up to `max_failures`
-    times, and the run goes on from its newest whole checkpoint.
+    Bad input is refused here, before a cluster is started. Workers that die are started again from the newest whole
+    checkpoint, up to `max_failures` times in a row without a new one. When nodes are lost and do not return within
+    `place.patience` seconds, StoppedError says with how many workers the run can go on.
     """
     recipe = Recipe.model_validate(spec.recipe)
     check_layout(recipe.pretraining, spec.subjects, world=place.workers)
@@ -45,14 +57,26 @@ def launch_pretraining(
         return schema.resolve(run).path
     run.mkdir(parents=True, exist_ok=True)
     spec = dataclasses.replace(spec, run=str(run), data=str(absolute(spec.data)))
-    with cluster(place), _following(run, listener):
-        _fit(spec, place, max_failures)
+    where = place.address or (
+        f"{place.emulate_nodes} emulated nodes" if place.emulate_nodes else "this machine"
+    )
+    with (
+        alone(run, f"{run} is in use by another job: wait for its end, or give another --out"),
+        telling(run, "pretrain", workers=place.workers, cluster=where) as story,
+        cluster(place),
+        following_nodes(story, alive_nodes),
+        _following(run, listener, story),
+    ):
+        _fit(spec, place, max_failures, story)
     return schema.resolve(run).path
 
 
-def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
+def _fit(spec: StageSpec, place: Place, max_failures: int, story: Story) -> None:
     """Train to the end, with new workers when one died. What we raised ourselves would only be raised again."""
-    for left in range(max_failures, -1, -1):
+    run = Path(spec.run)
+    failures, saved, interrupted = 0, _newest(run), False
+    while True:
+        _check_room(spec, place, story, interrupted=interrupted)
         try:
             return _attempt(spec, place)
         except Fmri2imgError:
@@ -61,38 +85,76 @@ def _fit(spec: StageSpec, place: Place, max_failures: int) -> None:
             ours = _ours(error)
             if ours is not None:
                 raise ours from error
-            if not left:
-                raise Fmri2imgError(
-                    f"{_plain(error)}; the same command goes on from the last checkpoint"
-                ) from error
-            output().print(
-                f"  {_plain(error)}: starting workers again from the last checkpoint", markup=False
-            )
+            told = _plain(error)
+            failures = 1 if _newest(run) > saved else failures + 1
+            saved, interrupted = _newest(run), True
+            story.failed(told)
+            if failures > max_failures:
+                raise Fmri2imgError(f"{told}; the same command goes on from the last checkpoint") from error
+            output().print(f"  {told}: starting workers again from the last checkpoint", markup=False)
+
+
+def _newest(run: Path) -> int:
+    return max(checkpoint_steps(run), default=-1)
+
+
+def _check_room(spec: StageSpec, place: Place, story: Story, *, interrupted: bool) -> None:
+    """Wait until all workers find a place. Ray would wait for ever, or place them on a node that is gone."""
+    if interrupted:
+        probe_nodes()
+
+    def tell(found: int) -> None:
+        story.tell("waiting", workers=found, wanted=place.workers, seconds=place.patience)
+        output().print(f"  waiting for nodes: {found} of {place.workers} workers find a place", markup=False)
+
+    found = wait_for_slots(place.workers, place.patience, tell=tell)
+    if found >= place.workers:
+        return
+    fewer = _admissible(spec, found)
+    if interrupted:
+        way = f", or the same command with --workers {fewer} goes on with what is left" if fewer else ""
+        raise StoppedError(
+            f"nodes were lost, and {found} of {place.workers} workers find a place: start nodes again and run the same "
+            f"command{way}"
+        )
+    busy = count_slots(free=False)
+    why = f"the cluster has places for {busy}" + (f", of which {found} are free" if busy > found else "")
+    way = f" or use --workers {fewer}" if fewer else ""
+    raise InputError(f"--workers {place.workers}: {why} after {place.patience:g} s: start more nodes{way}")
+
+
+def _admissible(spec: StageSpec, most: int) -> int:
+    """The largest number of workers up to `most` that the run can have; 0 when there is none."""
+    training = Recipe.model_validate(spec.recipe).pretraining
+    for workers in range(most, 0, -1):
+        with suppress(InputError):
+            check_layout(training, spec.subjects, world=workers)
+            return workers
+    return 0
 
 
 def _attempt(spec: StageSpec, place: Place) -> None:
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = torch.cuda.is_available()
-    storage = Path(tempfile.mkdtemp(prefix="fmri2img-ray-"))
+    gpu = has_gpus()
+    # In the run folder, because every node must see it.
+    storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=spec.run))
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dataclasses.asdict(spec),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=place.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": 1, WORKER: 1} | ({"GPU": 1} if gpu else {}),
+            num_workers=place.workers, use_gpu=gpu, resources_per_worker=worker_resources()
         ),
         run_config=RunConfig(
             name="pretraining",
             storage_path=str(storage),
-            failure_config=FailureConfig(
-                max_failures=0
-            ),  # `_fit` decides, since Ray cannot tell whose error it is
-            worker_runtime_env={"env_vars": worker_environment(threads=1)},  # type: ignore[call-arg]  # mypy sees Ray's old class
+            # `_fit` decides about failures, since Ray cannot tell whose error it is.
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # mypy sees Ray's old class
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
+            worker_runtime_env={"env_vars": worker_environment(threads=1, gpu=gpu)},
         ),
     )
     try:
@@ -128,10 +190,13 @@ def _worker(config: dict[str, Any]) -> None:
 def _note_workers(run: Path) -> None:
     """Add a line to the run's `workers.jsonl`: who trains from now on, on which node. One line a start."""
     import ray
+    import ray.train
 
     own = {
         "rank": rank(),
         "node": ray.get_runtime_context().get_node_id(),
+        "node_rank": ray.train.get_context().get_node_rank(),
+        "address": ray.util.get_node_ip_address(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
@@ -142,7 +207,9 @@ def _note_workers(run: Path) -> None:
 
 
 def read_workers(run: Path) -> list[list[dict[str, Any]]]:
-    """Who trained, start after start: rank, node, host and process id of every worker."""
+    """Who trained, start after start: rank, node, address, host and process id of every worker."""
+    if not (run / WORKERS).exists():
+        return []
     return [json.loads(line)["workers"] for line in (run / WORKERS).read_text().splitlines()]
 
 
@@ -175,28 +242,33 @@ def _last_line(error: BaseException) -> str:
 
 
 class _following:
-    """While the block runs, pass new lines of the run's metrics file to the listener: the workers' only channel."""
+    """While the block runs, pass on what workers write: their only channel.
 
-    def __init__(self, run: Path, listener: Callable[[Record], None] | None) -> None:
-        self.path, self.listener = run / METRICS, listener
+    New lines of the metrics go to the listener; new workers go into the story.
+    """
+
+    def __init__(self, run: Path, listener: Callable[[Record], None] | None, story: Story) -> None:
+        self.run, self.listener, self.story = run, listener, story
+        self.starts = len(read_workers(run))
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> None:
         self.started = time.time()
-        if self.listener is not None:
-            self.thread.start()
+        self.thread.start()
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
-        if self.thread.is_alive():
-            self.thread.join()
+        self.thread.join()
 
     def _follow(self) -> None:
         seen = self.started - 1
         while True:
             last = self.done.wait(0.5)
-            fresh = [record for record in read_records(self.path.parent) if record["time"] > seen]
+            for workers in (starts := read_workers(self.run))[self.starts :]:
+                self.story.going(workers)
+            self.starts = len(starts)
+            fresh = [record for record in read_records(self.run) if record["time"] > seen]
             for record in fresh:
                 if self.listener is not None:
                     self.listener(record)

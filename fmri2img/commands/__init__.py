@@ -17,6 +17,8 @@ from tyro.conf import (
 from fmri2img.commands.checkpoint import Checkpoint
 from fmri2img.commands.data import Data
 from fmri2img.commands.features_import import FeaturesImport
+from fmri2img.commands.launch import Launch
+from fmri2img.commands.status import Status
 from fmri2img.console import output
 from fmri2img.errors import InputError
 
@@ -82,6 +84,8 @@ class Pretrain:
     """start that many Ray nodes on this machine"""
     cluster: str | None = None
     """address of a running Ray cluster, or auto; this machine otherwise"""
+    wait_for_nodes: float = 60.0
+    """seconds to wait for nodes that have not joined yet or were lost"""
     wandb: bool = False
     """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
     print_config: bool = False
@@ -98,7 +102,7 @@ class Pretrain:
             return print_recipe(recipe)
         subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
         workers = self.workers if self.workers is not None else max(1, self.emulate_nodes)
-        place = Place(workers, self.emulate_nodes, self.cluster)
+        place = Place(workers, self.emulate_nodes, self.cluster, self.wait_for_nodes)
         path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
         output().print(f"Checkpoint {path}")
 
@@ -300,6 +304,8 @@ Command = OmitSubcommandPrefixes[
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Checkpoint, subcommand("checkpoint")]
+    | Annotated[Launch, subcommand("launch")]
+    | Annotated[Status, subcommand("status")]
     | Annotated[Demo, subcommand("demo")]
 ]
 

@@ -2,18 +2,22 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from fmri2img import checkpoints_schema as schema
 from fmri2img.config import load_recipe
 from fmri2img.datasets import build_dataset
 from fmri2img.launch.features import cache_features
 from fmri2img.simulation import Simulation, SimulationSpec
+from fmri2img.trainer.stages import StageSpec, pretrain
 
 STEPS = 60
 VALUES = (
@@ -88,3 +92,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     build_dataset(Simulation(spec), data, samples_per_shard=8)
     cache_features(load_recipe("default", values=VALUES), data)
     return World(data)
+
+
+@pytest.fixture(scope="session")
+def truth(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The weights that one process makes, without Ray and DeepSpeed."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    plain = load_recipe("default", values=VALUES).model_dump(mode="json")
+    spec = StageSpec(plain, str(world.data), ("subj02", "subj03"), str(run), engine="accelerate")
+    return load_file(pretrain(spec) / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def agrees(truth: dict[str, np.ndarray]) -> Callable[[Path], bool]:
+    """`agrees(run)`: whether a run's finished weights are those of one process, to rounding."""
+
+    def compare(run: Path) -> bool:
+        made = load_file(schema.resolve(run).path / "model.safetensors")
+        near = [
+            np.abs(made[name] - value).max() <= 2e-5 * np.abs(value).max() for name, value in truth.items()
+        ]
+        return made.keys() == truth.keys() and all(near)
+
+    return compare

@@ -85,6 +85,7 @@ class Host:
         )
         if not isinstance(out, int):
             out.close()
+        self.lab.started.append(process)
         return process
 
     def run(self, *words: object, timeout: float = 200, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -106,7 +107,6 @@ class Host:
         at = ["--head", f"--port={PORT}"] if self is head else [f"--address={head.address}:{PORT}"]
         settings = [
             f"--node-ip-address={self.address}",
-            "--include-dashboard=false",
             f"--object-store-memory={OBJECT_STORE}",
             f"--num-cpus={workers + 1}",
             f'--resources={{"fmri2img_worker": {workers}}}',
@@ -114,13 +114,13 @@ class Host:
             "--block",
         ]
         if self is head:
-            settings.append(f"--temp-dir={self.folder}")
+            settings += ["--include-dashboard=false", f"--temp-dir={self.folder}"]
         self.start(BIN / "ray", "start", *at, *settings, log=self.folder / "ray.log")
 
     def wait_for_ray(self) -> None:
         """Until this host's Ray node is up."""
         log = self.folder / "ray.log"
-        wait_for(lambda: "runtime started" in log.read_text(), seconds=40, told=f"Ray is up on {self.name}")
+        wait_for(lambda: "runtime started" in log.read_text(), seconds=90, told=f"Ray is up on {self.name}")
 
     @property
     def pids(self) -> list[int]:
@@ -181,16 +181,18 @@ class Lab:
         self.bridge = f"{self.prefix}b"
         self.subnet = f"10.{64 + pid // 250 % 128}.{pid % 250 + 1}"
         self.hosts = [Host(self, number) for number in range(count)]
+        self.started: list[subprocess.Popen[str]] = []
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
-            # A node counts as lost after 3 s of silence; by Ray's own settings after more than 15.
+            # A node counts as lost after some seconds of silence; by Ray's own settings it takes half a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_timeout_ms": "2000",
-            "RAY_health_check_failure_threshold": "2",
+            "RAY_health_check_timeout_ms": "4000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_raylet_start_wait_time_s": "120",
         }
 
     def host(self, number: int) -> Host:
@@ -263,3 +265,8 @@ def hosts(count: int) -> Iterator[Lab]:
         yield lab
     finally:
         _sweep(lab.prefix)
+        for process in lab.started:
+            process.wait(10)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()

@@ -84,7 +84,6 @@ def test_nothing_is_left_of_hosts_and_what_runs_on_them(lab: Any) -> None:
         lab.wait_for(lambda: made.host(1).pids, seconds=5, told="it runs")
         prefix = made.prefix
     assert process.wait(5) == -9
-    process.stdout.close(), process.stderr.close()
     told = subprocess.run("ip netns; ip link", shell=True, capture_output=True, text=True, check=True).stdout
     assert prefix not in told
     assert not list(Path("/tmp").glob(f"{prefix}-*"))
