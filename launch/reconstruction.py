@@ -76,6 +76,7 @@ def launch_reconstruction(
                 failed = pool.run(missing)
         if failed:
             raise _told_failures(failed, len(missing))
+        clear_stale(out)  # of workers that died
         return merge(out, job, dataset)
 
 

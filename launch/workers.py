@@ -72,7 +72,7 @@ def start_workers(task: Task) -> Callable[[], Any]:
     remote = ray.remote(RemoteReconstructor).options(
         num_cpus=1,
         num_gpus=1 if task.job.device == "cuda" else 0,
-        resources={WORKER: 1},
+        resources={WORKER: 1} if ray.cluster_resources().get(WORKER) else None,
         max_concurrency=task.in_hand,
         runtime_env={"env_vars": worker_environment(threads=1)},
     )
@@ -85,17 +85,20 @@ def check_room(place: Place, job: ReconstructionJob) -> None:
     import ray
 
     has = ray.cluster_resources()
-    wanted = {WORKER: place.workers} | ({"GPU": place.workers} if job.device == "cuda" else {})
-    for name, count in wanted.items():
-        if has.get(name, 0) < count:
+    taken = [WORKER if WORKER in has else "CPU", *(["GPU"] if job.device == "cuda" else [])]
+    for name in taken:
+        if has.get(name, 0) < place.workers:
             raise InputError(
                 f"--workers {place.workers}: the cluster has {has.get(name, 0):g} of {name}, each takes 1: use fewer, "
-                f"or start nodes with `ray start --resources='{{\"{WORKER}\": N}}'`"
+                "or add nodes"
             )
 
 
 class Pool:
-    """Makes units by `count` workers. `told(number)` is called for each that is made, `loaded(made_with)` a worker."""
+    """Makes units by `count` workers. `told(number)` is called for each that is made, `loaded(made_with)` a worker.
+
+    `answered(number, result)` is given what `make` returned, for jobs that need it.
+    """
 
     def __init__(
         self,
@@ -105,8 +108,10 @@ class Pool:
         in_hand: int,
         told: Callable[[int], None],
         loaded: Callable[[dict[str, Any]], None],
+        answered: Callable[[int, Any], None] | None = None,
     ) -> None:
         self.start, self.count, self.in_hand, self.told, self.loaded = start, count, in_hand, told, loaded
+        self.answered = answered
         self.workers: list[_Worker] = []
         self.waiting: deque[int] = deque()
         self.suspects: deque[int] = deque()
@@ -183,6 +188,8 @@ class Pool:
                 self.loaded(result)
             else:
                 self.made += 1
+                if self.answered is not None:
+                    self.answered(number, result)
                 self.told(number)
         if worker.retired and not worker.running and worker in self.workers:
             self._dismiss(worker)
