@@ -18,6 +18,7 @@ from fmri2img.commands.checkpoint import Checkpoint
 from fmri2img.commands.data import Data
 from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.commands.launch import Launch
+from fmri2img.commands.simulation import SimulationModels
 from fmri2img.commands.status import Status
 from fmri2img.console import output
 from fmri2img.errors import InputError
@@ -306,6 +307,7 @@ Command = OmitSubcommandPrefixes[
     | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Launch, subcommand("launch")]
     | Annotated[Status, subcommand("status")]
+    | Annotated[SimulationModels, subcommand("simulation")]
     | Annotated[Demo, subcommand("demo")]
 ]
 

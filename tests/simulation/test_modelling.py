@@ -1,0 +1,204 @@
+"""The simulation's models: trained by one command, in folders that stock pipelines load, resumed to the same bits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableUnCLIPImg2ImgPipeline
+from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
+
+from fmri2img.cli import run
+from fmri2img.errors import InputError
+from fmri2img.simulation.modelling import diffusion, folders, loop, measures, renders, sampling
+from fmri2img.simulation.modelling.clip import embed_captions
+from fmri2img.simulation.modelling.sight import patch_labels
+from fmri2img.simulation.modelling.tokenizer import token_ids
+from fmri2img.simulation.modelling.training import MODELS, train_models
+from fmri2img.simulation.shapes import SHAPES
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simulation") / "models"
+    assert run(["simulation", "train", "--out", str(out), "--size", "tiny"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def models(trained: Path) -> sampling.Models:
+    return folders.load_all(trained)
+
+
+def test_every_model_is_there_in_safetensors_with_its_card(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir() if path.is_dir()} == set(MODELS)
+    kinds = {path.suffix for path in trained.rglob("*") if path.is_file()}
+    assert kinds == {".safetensors", ".json", ".md"}
+    assert (
+        f"{json.loads((trained / 'quality.json').read_text())['vae']['psnr']} dB"
+        in (trained / "README.md").read_text()
+    )
+    assert (trained.with_name("models.work") / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sd_is_a_stock_pipeline_that_makes_the_same_pictures(
+    trained: Path, models: sampling.Models, guidance: float
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(trained / "sd", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    captions = ["a large red cup by a blue sea at night", "a green star"]
+    latents = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    made = pipeline(
+        captions, num_inference_steps=2, guidance_scale=guidance, latents=latents, output_type="np"
+    )
+    ours = sampling.from_captions(models, captions, guidance=guidance, steps=2)
+    np.testing.assert_allclose(ours / 255, made.images, atol=0.51 / 255 + 1e-4)
+
+
+def test_unclip_is_a_stock_pipeline_that_makes_the_same_pictures(
+    trained: Path, models: sampling.Models
+) -> None:
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(trained / "unclip", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    embeddings = torch.randn((3, 64), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn((3, 64), generator=torch.Generator().manual_seed(2))
+    levels = torch.tensor([0, 300, 999])
+    ours = diffusion.class_labels(embeddings, levels, noise, models.normaliser)
+    for i, level in enumerate(levels.tolist()):
+        theirs = pipeline.noise_image_embeddings(embeddings[i : i + 1], level, noise[i : i + 1])
+        torch.testing.assert_close(ours[i : i + 1], theirs)
+    drawn = torch.Generator().manual_seed(1)  # as sampling draws the noise of embeddings
+    latents = torch.randn((3, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    made = pipeline(
+        image_embeds=embeddings,
+        prompt=[""] * 3,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        generator=drawn,
+        latents=latents,
+        output_type="np",
+    )
+    pictures = sampling.from_embeddings(models, embeddings, guidance=2.0, steps=2)
+    np.testing.assert_allclose(pictures / 255, made.images, atol=0.51 / 255 + 1e-3)
+
+
+def test_the_towers_in_the_pipelines_are_those_of_clip(trained: Path) -> None:
+    clip = CLIPModel.from_pretrained(trained / "clip", dtype=torch.float32)
+    vision = CLIPVisionModelWithProjection.from_pretrained(
+        trained / "unclip" / "image_encoder", dtype=torch.float32
+    )
+    pixels = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    whole = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+    torch.testing.assert_close(vision(pixel_values=pixels).image_embeds, whole)
+
+
+def test_captions_end_where_the_text_tower_looks_for_their_end(
+    trained: Path, models: sampling.Models
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained / "clip")
+    captions = ["a large RED cup", "a large red cup by a blue sea, at night"]
+    ids = torch.from_numpy(token_ids(tokenizer, captions))
+    assert ids.shape == (2, 32) and ids[0, 5] == tokenizer.eos_token_id != ids[0, 4]
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "a large red cup"
+    padded = embed_captions(models.clip, ids)
+    torch.testing.assert_close(embed_captions(models.clip, ids[:1, :6]), padded[:1])
+    assert not torch.allclose(padded[0], padded[1])
+
+
+def test_unclip_begins_as_the_network_conditioned_on_captions(models: sampling.Models) -> None:
+    unet = diffusion.embedding_unet(models.sd)
+    noisy, tokens, labels = torch.randn((2, 4, 16, 16)), torch.randn((2, 32, 32)), torch.randn((2, 128))
+    with torch.no_grad():
+        expected = models.sd(noisy, torch.tensor(500), tokens).sample
+        torch.testing.assert_close(
+            unet(noisy, torch.tensor(500), tokens, class_labels=labels).sample, expected
+        )
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    out, work, step = tmp_path / "models", tmp_path / "work", loop._step
+
+    def stopped_at(last: int) -> Callable[..., float]:
+        def stopping(task: loop.Task, state: loop._State, *rest: object, **more: object) -> float:
+            if state.step == last:
+                raise KeyboardInterrupt
+            return step(task, state, *rest, **more)  # type: ignore[arg-type]
+
+        return stopping
+
+    for last in (1, 3):
+        monkeypatch.setattr(loop, "_step", stopped_at(last))
+        with pytest.raises(KeyboardInterrupt):
+            train_models(out, work, seed=0, size="tiny", only=("clip",))
+        assert not (out / "clip").exists()
+    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "_threads", lambda module: 2)  # nor do bits depend on the number of threads
+    train_models(out, work, seed=0, size="tiny", only=("clip",))
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (out / "clip" / name).read_bytes() == (trained / "clip" / name).read_bytes()
+
+
+def test_rendering_goes_on_from_the_chunks_that_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renders, "CHUNK", 4)
+    asked = {"seed": 0, "first": renders.TRAINING_IDS, "count": 10, "tell": lambda *told: None}
+    whole = renders.rendered(tmp_path / "whole", **asked)  # type: ignore[arg-type]
+    renders.rendered(tmp_path / "again", **asked)  # type: ignore[arg-type]
+    (tmp_path / "again" / "captions-00001.json").unlink()
+    (tmp_path / "again" / "captions-00002.json").write_text('[["kept"], ["as it is"]]')
+    again = renders.rendered(tmp_path / "again", **asked)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(whole.pictures, again.pictures)
+    assert again.captions == [*whole.captions[:8], ["kept"], ["as it is"]]
+
+
+def test_folders_of_another_training_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another seed"):
+        train_models(trained, tmp_path, seed=1, size="tiny")
+    with pytest.raises(InputError, match="the models are clip, vae"):
+        train_models(tmp_path / "models", tmp_path, seed=0, size="tiny", only=("gan",))
+    with pytest.raises(InputError, match="train clip first"):
+        train_models(tmp_path / "models", tmp_path / "work", seed=0, size="tiny", only=("sd",))
+    with pytest.raises(InputError, match="fmri2img simulation train"):
+        run_judge(tmp_path)
+
+
+def run_judge(folder: Path) -> None:
+    from fmri2img.simulation.modelling.training import judge_models
+
+    judge_models(folder, folder)
+
+
+def test_a_patch_shows_the_foremost_object() -> None:
+    for picture in range(20):
+        scene = renders.scene_of(0, picture)
+        labels = patch_labels([scene], 64).reshape(64, 64, 3)
+        front = scene.objects[scene.painted[-1]]
+        row, column = int(front.y * 64), int(front.x * 64)
+        assert labels[row, column, 0] == list(SHAPES).index(front.kind)
+        shown = set(labels[..., 0].ravel().tolist()) & set(range(len(SHAPES)))
+        assert shown == {list(SHAPES).index(thing.kind) for thing in scene.objects}
+
+
+def test_frechet_distance_of_normal_distributions_is_its_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (40000, 3)), rng.normal([1, 0, 0], [1, 2, 3], (40000, 3))
+    assert measures.frechet(a, b) == pytest.approx(1 + 0 + 1 + 4, rel=0.03)  # |mean|^2 + sum of (s - t)^2
+    assert measures.frechet(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_two_way_identification_counts_pairs() -> None:
+    similar = np.array([[0.9, 0.1, 0.95], [0.2, 0.3, 0.1], [0.0, 0.5, 0.4]])
+    wins = [similar[i, i] > similar[i, j] for i in range(3) for j in range(3) if i != j]
+    assert measures.two_way(similar) == pytest.approx(np.mean(wins))
+
+
+def test_psnr_is_that_of_a_known_error() -> None:
+    true = np.full((2, 8, 8, 3), 100, dtype=np.uint8)
+    assert measures.psnr(true + 10, true) == pytest.approx(20 * np.log10(255 / 10))
