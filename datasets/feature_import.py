@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from fmri2img.datasets.array_files import integers, open_array
 from fmri2img.datasets.dataset import Dataset
+from fmri2img.datasets.feature_columns import Space, in_this_process
 from fmri2img.datasets.features import add_columns
 from fmri2img.datasets.row_files import RowFile, open_rows
 from fmri2img.datasets.samples import Samples
@@ -85,15 +87,13 @@ def import_features(
                 missing[here] = False
         return found
 
-    return add_columns(
-        path,
-        name=name,
-        shape=first.shape[1:],
-        dtype=dtype or STORED.get(first.dtype, "float32"),
-        extractor={"kind": "imported", "files": [table.identity() for table in tables]},
-        features=features,
-        progress=progress,
+    space = Space(
+        name,
+        first.shape[1:],
+        dtype or STORED.get(first.dtype, "float32"),
+        {"kind": "imported", "files": [table.identity() for table in tables]},
     )
+    return add_columns(path, space, partial(in_this_process, features=features), progress)
 
 
 def read_ids(reference: str) -> np.ndarray:

@@ -51,6 +51,22 @@ class Features:
     data: Positional[Path]
     """the data set folder"""
     flags: OmitArgPrefixes[RecipeFlags] = RecipeFlags()
+    space: UseAppendAction[tuple[str, ...]] = ()
+    """name of a feature space; may be given several times. All of the recipe's otherwise"""
+    dtype: Literal["float16", "float32", "bfloat16"] | None = None
+    """type to store; float16 for a model's large features, float32 otherwise; that of the files for import"""
+    workers: int = 0
+    """processes; 0 works in this one, without Ray"""
+    devices: str = "auto"
+    """auto, cpu, cuda, or GPUs of this machine by number, such as cuda:0,1; a worker has one"""
+    batch: int = 64
+    """pictures that a model sees at a time"""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """what models compute in"""
+    emulate_nodes: int = 0
+    """start that many Ray nodes on this machine"""
+    cluster: str | None = None
+    """address of a running Ray cluster, or auto; this machine otherwise"""
     given: OmitSubcommandPrefixes[
         OmitArgPrefixes[
             Annotated[FeaturesImport, subcommand("import")] | Annotated[None, subcommand("compute")]
@@ -59,12 +75,25 @@ class Features:
 
     def run(self) -> None:
         if self.given is not None:
-            if self.flags != RecipeFlags():
-                raise InputError("features import takes no recipe: leave --recipe, --config and --set away")
-            return self.given.run(self.data)
-        from fmri2img.launch.features import cache_features
+            if self != Features(self.data, space=self.space, dtype=self.dtype, given=self.given):
+                raise InputError(
+                    "features import takes no recipe: leave --recipe, --config, --set and what says how to compute away"
+                )
+            return self.given.run(self.data, self.space, self.dtype)
+        from fmri2img.launch.cluster import Place
+        from fmri2img.launch.features import FeatureSettings, cache_features
 
-        cache_features(self.flags.load(), self.data)
+        if self.workers < 0:
+            raise InputError(
+                f"--workers {self.workers}: use 0 to work in this process, or a number of workers"
+            )
+        place = None
+        if self.workers or self.emulate_nodes:
+            place = Place(max(self.workers, self.emulate_nodes), self.emulate_nodes, self.cluster)
+        elif self.cluster:
+            raise InputError(f"--cluster {self.cluster}: say with --workers how many of its workers to use")
+        settings = FeatureSettings(place, self.devices, self.batch, self.precision, self.dtype, self.space)
+        cache_features(self.flags.load(), self.data, settings)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """`fmri2img features import`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -15,8 +16,6 @@ from fmri2img.errors import InputError
 class FeaturesImport:
     """Add a feature space that somebody already computed: rows of a file, matched to pictures by nsd_id."""
 
-    space: str
-    """name of the feature space"""
     from_: Annotated[tuple[str, ...], arg(name="from", metavar="FILE:KEY [FILE:KEY ...]")]
     """arrays (pictures, ...) in HDF5, npz or safetensors files, or FILE.npy; several together hold all pictures"""
     ids: Annotated[tuple[str, ...], arg(metavar="FILE:KEY [FILE:KEY ...]")] = ()
@@ -25,22 +24,25 @@ class FeaturesImport:
     """nsd_expdesign.mat, for arrays of training and test pictures in the order first seen, as Brain-Diffuser's"""
     subjects: tuple[str, ...] = ()
     """with --design: whose they are; --from then has a training and a test array of each"""
-    dtype: Literal["float16", "float32", "bfloat16"] | None = None
-    """type to store; that of the files otherwise"""
 
-    def run(self, data: Path) -> None:
+    def run(self, data: Path, spaces: Sequence[str], dtype: str | None) -> None:
+        """Import one space."""
         from fmri2img.datasets.feature_import import import_features
 
-        sources = self._sources()
-        with stage(f"Features {self.space}", "pictures") as tell:
+        if len(spaces) != 1:
+            raise InputError(
+                f"features import brings one feature space and --space names {len(spaces)}: give it once"
+            )
+        sources, name = self._sources(), spaces[0]
+        with stage(f"Features {name}", "pictures") as tell:
             import_features(
                 data,
-                name=self.space,
+                name=name,
                 sources=sources,
-                dtype=self.dtype,
+                dtype=dtype,
                 progress=lambda what, done, total: tell(done, total),
             )
-        output().print(f"Feature space {self.space} in {data}")
+        output().print(f"Feature space {name} in {data}")
 
     def _sources(self) -> list[Any]:
         from fmri2img.datasets.feature_import import FeatureRows, read_ids

@@ -1,6 +1,5 @@
 """What extractors with a model share: finding its files, knowing which weights they are, loading them whole."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +92,15 @@ def load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torch
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Half a CLIP is loaded on purpose, and transformers reports the other half as unexpected."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Half a CLIP is loaded on purpose, and transformers reports the other half as unexpected; its bars go too."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -15,7 +16,8 @@ import pytest
 
 from fmri2img.datasets import Dataset, add_feature_space, build_dataset, verify
 from fmri2img.datasets.croissant import croissant
-from fmri2img.errors import InputError
+from fmri2img.datasets.feature_columns import plan
+from fmri2img.errors import DamageError, InputError
 
 TONE: dict[str, Any] = {
     "name": "tone",
@@ -129,16 +131,81 @@ def test_the_same_job_goes_on_shard_by_shard_to_the_same_bytes(
 ) -> None:
     shutil.copytree(built, tmp_path / "undisturbed")
     whole = add_feature_space(tmp_path / "undisturbed", **TONE, compute=tone)
-    shards, calls = len(tiny.manifest.shards), 0
-    for finished in range(2, shards, 2):
+    shards, calls = fresh(tiny), 0
+    for _ in range(2, shards, 2):
         again = Dies(at=3)  # two shards a job
         with pytest.raises(KeyboardInterrupt):
             add_feature_space(tiny.path, **TONE, compute=again)
-        assert len(list(tiny.path.glob("*/*.tone.tar"))) == finished
         calls += 2
+        assert len(list(tiny.path.glob("*/*.tone*.tar"))) >= calls
     last = Dies(at=0)
     assert bytes_of(add_feature_space(tiny.path, **TONE, compute=last)) == bytes_of(whole)
     assert calls + last.calls == shards
+
+
+def fresh(dataset: Dataset) -> int:
+    """Shards that have a picture which none before them has."""
+    seen, count = set[int](), 0
+    for number in range(len(dataset.manifest.shards)):
+        ids = set(dataset.shard_samples(number).nsd_id.tolist())
+        count += bool(ids - seen)
+        seen |= ids
+    return count
+
+
+def test_a_picture_that_several_subjects_saw_is_computed_once(tiny: Dataset, make_source: Any) -> None:
+    shown: list[bytes] = []
+
+    def remembered(pictures: list[np.ndarray], captions: list[list[str]]) -> np.ndarray:
+        shown.extend(picture.tobytes() for picture in pictures)
+        return tone(pictures, captions)
+
+    add_feature_space(tiny.path, **TONE, compute=remembered)
+    tables = [tiny.shard_samples(number) for number in range(len(tiny.manifest.shards))]
+    distinct = {n for table in tables for n in table.nsd_id.tolist()}
+    assert sorted(shown) == sorted(make_source().picture(n).tobytes() for n in distinct)
+    assert len(distinct) < sum(len(table) for table in tables)
+
+
+def test_a_shard_of_new_and_known_pictures_is_put_together(
+    tmp_path: Path, make_source: Any, make_subject: Any
+) -> None:
+    def few(session: int, trials: Any) -> None:
+        trials.nsd_ids[:] %= 6  # subj02 sees 0 to 9: its shards hold pictures that subj01 saw and others
+
+    subjects = {"subj01": make_subject(1, 5, edit=few), "subj02": make_subject(2, 7)}
+    source = make_source(subjects=subjects)
+    mixed = build_dataset(source, tmp_path / "mixed", normalise="none", samples_per_shard=4)
+    works = plan(mixed)
+    assert any(len(work.new) and len(work.copied) for work in works)
+    shutil.copytree(mixed.path, tmp_path / "killed")
+    whole = add_feature_space(mixed.path, **TONE, compute=tone)
+    for subject, split in itertools.product(whole.subjects, ("train", "test")):
+        samples = whole.samples(subject, split)
+        if len(samples):
+            expected = [make_source().picture(n).mean((0, 1)) for n in samples.nsd_id.tolist()]
+            found = whole.read_features(samples, range(len(samples)), "tone")
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert verify(mixed.path) == [] and not list(mixed.path.glob("*/*.part.*"))
+    for _ in range(fresh(mixed) - 1):
+        with pytest.raises(KeyboardInterrupt):
+            add_feature_space(tmp_path / "killed", **TONE, compute=Dies(2))
+    dataset = add_feature_space(tmp_path / "killed", **TONE, compute=Dies(0))
+    assert bytes_of(dataset) == bytes_of(whole)
+
+
+def test_bytes_that_are_no_picture_are_named(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = str(tiny.samples("subj01", "train").keys[1])
+    member = Dataset._member
+
+    def broken(self: Dataset, samples: Any, i: int, column: str, ending: str) -> bytes:
+        if column == "stimuli" and ending != "json" and samples.keys[i] == key:
+            return b"no picture"
+        return member(self, samples, i, column, ending)
+
+    monkeypatch.setattr(Dataset, "_member", broken)
+    with pytest.raises(DamageError, match=rf"stimuli\.tar: {key}: it is no picture"):
+        add_feature_space(tiny.path, **TONE, compute=tone)
 
 
 KILLED = """
@@ -168,7 +235,7 @@ def test_a_process_that_is_killed_is_taken_up_by_the_next(tiny: Dataset, built: 
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     job = Dies(at=0)
     dataset = add_feature_space(tiny.path, **TONE, compute=job)
-    assert job.calls == len(tiny.manifest.shards) - 2
+    assert job.calls == fresh(tiny) - 2
     shutil.copytree(built, tmp_path / "undisturbed")
     assert bytes_of(dataset) == bytes_of(add_feature_space(tmp_path / "undisturbed", **TONE, compute=tone))
 
@@ -195,7 +262,7 @@ def test_another_identity_starts_afresh(tiny: Dataset) -> None:
         add_feature_space(tiny.path, **TONE, compute=Dies(3, offset=1))
     job = Dies(at=0)
     dataset = add_feature_space(tiny.path, **TONE | {"extractor": {"model": "another"}}, compute=job)
-    assert job.calls == len(tiny.manifest.shards)
+    assert job.calls == fresh(tiny)
     samples = dataset.samples("subj01", "train")
     expected = tone([dataset.picture(samples, i) for i in range(7)], [])
     np.testing.assert_allclose(dataset.read_features(samples, range(7), "tone"), expected, rtol=1e-6)
