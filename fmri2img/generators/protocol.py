@@ -25,7 +25,7 @@ class LoadedGenerator(Protocol):
         """features {space: (B, *shape)} in each space's own units to (B, 3, height, width) float32 in [0, 1].
 
         All noise of item b is drawn from `generators[b]`, a CPU generator, so a picture knows nothing of its
-        neighbours. With the same B its bytes are the same whoever they are.
+        neighbours: at the same place of a batch of the same size its bytes are the same whoever they are.
         """
         ...
 
