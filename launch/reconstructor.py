@@ -123,11 +123,20 @@ class Reconstructor:
         return sums["features"], sums["retrieval"]
 
     def _generate(self, items: Sequence[Item], features: Tensors) -> np.ndarray:
-        """(n, H, W, 3) uint8. One CPU generator an item, of the item's own seed; always `batch` rows."""
+        """(n, H, W, 3) uint8. One CPU generator an item, of the item's own seed; always `batch` rows.
+
+        Where a prior is used, pictures are of what it draws; what is kept as predicted is what it drew from.
+        """
         pad = self.job.batch - len(items)
         full = {n: torch.cat([v, v[:1].expand(pad, *v.shape[1:])]) if pad else v for n, v in features.items()}
-        seeds = [item.seed(self.job, "picture") for item in items] + [0] * pad
-        pictures = self.generator.generate(full, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+        def generators(what: str) -> list[torch.Generator]:
+            seeds = [item.seed(self.job, what) for item in items] + [0] * pad
+            return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        on_device = {name: value.to(self.device) for name, value in full.items()}
+        drawn = self.decoder.for_pictures(on_device, generators("prior"))
+        pictures = self.generator.generate(drawn, generators("picture"))
         return (pictures[: len(items)] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -119,9 +119,7 @@ class DiffusionPrior(nn.Module):
         self.no_condition = nn.Parameter(torch.randn(self.tokens, width))
         self.no_noisy = nn.Parameter(torch.randn(self.tokens, width))
         self.distances = nn.Embedding(BUCKETS, config.heads)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Attention(width, config), GatedMLP(width)]) for _ in range(config.depth)
-        )
+        self.layers = nn.ModuleList(PriorLayer(width, config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, bias=False)
         self.leave = nn.Linear(width, channels, bias=False)
 
@@ -144,9 +142,8 @@ class DiffusionPrior(nn.Module):
         if self.config.queries == "all-positions":
             x = x + self.queries
         bias_HNN = self._bias(x)
-        for attention, mlp in self.layers:  # type: ignore[misc]
-            x = x + attention(x, bias_HNN)
-            x = x + mlp(x)
+        for layer in self.layers:
+            x = layer(x, bias_HNN)
         predicted: Tensor = self.leave(self.norm(x))[:, -self.tokens :].flatten(1)
         return predicted
 
@@ -163,7 +160,8 @@ class DiffusionPrior(nn.Module):
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
             def ask(dropped: Tensor) -> Tensor:
-                return self(noisy.to(kind), timestep, condition_BF.to(kind), dropped).float()  # type: ignore[no-any-return]
+                told: Tensor = self(noisy.to(kind), timestep, condition_BF.to(kind), dropped)
+                return told.float()
 
             said = ask(with_all)
             if config.guidance != 1:
@@ -197,11 +195,23 @@ class DiffusionPrior(nn.Module):
         exact = BUCKETS // 2
         far = torch.log(back.clamp(min=1).float() / exact) / math.log(FARTHEST / exact) * (BUCKETS - exact)
         bucket = torch.where(back < exact, back, (exact + far.long()).clamp(max=BUCKETS - 1))
-        bias = self.distances(bucket).permute(2, 0, 1).to(x_BNW.dtype)
+        bias: Tensor = self.distances(bucket).permute(2, 0, 1).to(x_BNW.dtype)
         if self.config.causal:
             ahead = torch.ones(count, count + 1, dtype=torch.bool, device=device).triu(2)
             bias = bias.masked_fill(ahead, float("-inf"))
-        return bias  # type: ignore[no-any-return]
+        return bias
+
+
+class PriorLayer(nn.Module):
+    """Attention and a gated MLP, both residual."""
+
+    def __init__(self, width: int, config: PriorConfig) -> None:
+        super().__init__()
+        self.attention, self.mlp = Attention(width, config), GatedMLP(width)
+
+    def forward(self, x_BNW: Tensor, bias_HNN: Tensor) -> Tensor:
+        x_BNW = x_BNW + self.attention(x_BNW, bias_HNN)
+        return x_BNW + self.mlp(x_BNW)
 
 
 class Attention(nn.Module):
@@ -233,7 +243,7 @@ class Attention(nn.Module):
             scale=SHARPNESS,
         )
         mixed = self.out_norm(self.out(mixed.transpose(1, 2).flatten(2)))
-        return mixed  # type: ignore[no-any-return]
+        return mixed
 
 
 class GatedMLP(nn.Module):
@@ -247,7 +257,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         content, gate = self.expand(self.norm(x)).chunk(2, dim=-1)
-        return self.contract(content * functional.silu(gate))  # type: ignore[no-any-return]
+        narrow: Tensor = self.contract(content * functional.silu(gate))
+        return narrow
 
 
 def _rotated(x_BHNK: Tensor) -> Tensor:

@@ -121,6 +121,22 @@ RECIPE: dict[str, Any] = {
 }
 
 
+def _with_prior_and_cycle(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with a small diffusion prior on words, and with responses rebuilt and sent through a cycle."""
+    recipe["spaces"]["words"]["losses"].setdefault("prior", {})
+    small = {"depth": 1, "heads": 2, "head_width": 4, "width": 6, "timesteps": 8, "sampling_steps": 3}
+    recipe["spaces"]["words"]["prior"] = small
+    recipe["decoder"]["rebuild"] = True
+    recipe["losses"] = {"response": {"end": 0.5}, "cycle": {"weight": 0.5}}
+    return recipe
+
+
+@pytest.fixture
+def with_prior_and_cycle() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Gives a recipe a prior and a cycle."""
+    return _with_prior_and_cycle
+
+
 @pytest.fixture
 def recipe() -> Callable[..., dict[str, Any]]:
     """`recipe(steps=4, ...)`: the tiny recipe with other values in both stages of training."""
@@ -250,7 +266,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         recipe["spaces"]["words"]["losses"] = {
             "mse": {"begin": 0.5},
             "bimixco": {"weight": 0.3, "temperature": 0.1, "mixed": 1.0, "end": 0.5},
+            "prior": {"begin": 0.3},
         }
+        _with_prior_and_cycle(recipe)
+        # Drawing pictures samples from the prior, whose parameters are in parts at stage 3.
+        recipe["pretraining"]["pictures_every"] = 3 if stage == 3 else 0
         recipe["spaces"]["pixels-2"]["losses"] = {"mse": {}, "softclip": {"weight": 0.1, "temperature": 0.1}}
         run = {"recipe": recipe, "data": str(data), "subjects": ["subj01", "subj02"]}
         straight, again = str(folder / f"straight-{stage}"), str(folder / f"again-{stage}")
