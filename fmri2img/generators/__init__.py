@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fmri2img.generators.adapter import IpAdapterGenerator
-from fmri2img.generators.combined import BlendGenerator
+from fmri2img.generators.combined import BestOfGenerator, BlendGenerator
 from fmri2img.generators.control import ControlNetGenerator
 from fmri2img.generators.latents import VaeGenerator
 from fmri2img.generators.pixels import PixelsGenerator
@@ -23,7 +23,8 @@ AnyGenerator = Annotated[
     | ControlNetGenerator
     | VersatileGenerator
     | RefineGenerator
-    | BlendGenerator,
+    | BlendGenerator
+    | BestOfGenerator,
     Field(discriminator="kind"),
 ]
 
@@ -35,6 +36,7 @@ _HOLDERS = (
     VersatileGenerator,
     RefineGenerator,
     BlendGenerator,
+    BestOfGenerator,
 )
 for _holder in _HOLDERS:  # each may hold any other, so they are complete only here
     _holder.model_rebuild(_types_namespace={"AnyGenerator": AnyGenerator})

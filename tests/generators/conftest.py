@@ -100,8 +100,12 @@ class Tiny:
 
     def settings(self, case: str, **changes: Any) -> dict[str, Any]:
         """The settings of a case, two steps where it says nothing, with the names of models as paths."""
-        told = {key: value for key, value in (CASES[case] | changes).items() if value is not None}
-        if case not in ("pixels", "vae", "blend"):
+        told = {
+            key: value
+            for key, value in (CASES.get(case, {"kind": case}) | changes).items()
+            if value is not None
+        }
+        if case not in ("pixels", "vae", "blend", "best-of"):
             told.setdefault("steps", 2)
         return self._placed(told)
 
