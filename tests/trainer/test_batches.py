@@ -27,7 +27,7 @@ def tables(dataset: Dataset) -> dict[str, Samples]:
 
 
 def loader(
-    dataset: Dataset, rank: int = 0, world: int = 1, *, noise: float = 0.5, seed: int = 1, **reading: int
+    dataset: Dataset, rank: int = 0, world: int = 1, *, noise: float = 0.5, seed: int = 1, **reading: Any
 ) -> BatchLoader:
     plan = SamplingPlan(
         tables(dataset),
