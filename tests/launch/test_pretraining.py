@@ -152,12 +152,15 @@ def test_a_death_is_told_without_what_ray_wraps_around_it() -> None:
     assert not isinstance(_ours(RuntimeError("x")), Fmri2imgError)
 
 
-def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def by_torchrun(*words: object, processes: int = 2) -> list[str]:
     start = [SCRIPT.with_name("torchrun"), "--nproc-per-node", processes, "--rdzv-backend", "c10d"]
     start += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "--no-python", SCRIPT, *words]
-    return subprocess.run(
-        [str(word) for word in start], capture_output=True, text=True, timeout=200, check=False
-    )
+    return [str(word) for word in start]
+
+
+def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    start = by_torchrun(*words, processes=processes)
+    return subprocess.run(start, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.slow
@@ -170,6 +173,37 @@ def test_two_processes_of_torchrun_make_the_same_model_without_ray(
     assert weights(run) == weights(undisturbed[0])
     assert result.stdout.count("Checkpoint") == 1  # one process speaks
     assert not (run / "workers.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_torchrun_takes_the_others_along_and_the_same_command_goes_on(
+    undisturbed: Any, world: Any, flags: list[str], tmp_path: Path
+) -> None:
+    import psutil
+
+    run = tmp_path / "run"
+    command = by_torchrun("pretrain", "--data", world.data, "--out", run, "--hold-out", "subj01", *flags)
+    group = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoints" / "step-00000010").exists():
+        assert group.poll() is None, group.communicate()
+        time.sleep(0.02)
+    ranks = [
+        child
+        for child in psutil.Process(group.pid).children()
+        if child.environ().get("RANK") in ("0", "1") and str(SCRIPT) in child.cmdline()
+    ]
+    assert len(ranks) == 2
+    next(child for child in ranks if child.environ()["RANK"] == "1").kill()
+    group.communicate(timeout=60)
+    assert group.returncode != 0
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert alive == []
+    assert 10 <= schema.resolve(run).manifest.step < 30
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    assert weights(run) == weights(undisturbed[0])
+    logged = [record["step"] for record in read_records(run) if "train/loss" in record]
+    assert logged == [5, 10, 15, 20, 25, 30]
 
 
 @pytest.mark.slow
