@@ -23,8 +23,8 @@ class SimulationTrain:
     """where pictures and unfinished trainings are kept; OUT.work beside it otherwise"""
     seed: int = 0
     """seed of scenes, first weights and training"""
-    size: Literal["full", "tiny"] = "full"
-    """tiny only shows that every part runs"""
+    size: Literal["full", "short", "tiny"] = "full"
+    """short trains a third as long; tiny only shows that every part runs"""
     only: tuple[str, ...] = ()
     """of clip, vae, unclip, sd, controlnet; all otherwise"""
     device: str = "cpu"

@@ -14,10 +14,8 @@ from fmri2img.cli import run
 from fmri2img.errors import InputError
 from fmri2img.simulation.modelling import diffusion, folders, loop, measures, renders, sampling
 from fmri2img.simulation.modelling.clip import embed_captions
-from fmri2img.simulation.modelling.sight import patch_labels
 from fmri2img.simulation.modelling.tokenizer import token_ids
 from fmri2img.simulation.modelling.training import MODELS, train_models
-from fmri2img.simulation.shapes import SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +106,14 @@ def test_captions_end_where_the_text_tower_looks_for_their_end(
     assert not torch.allclose(padded[0], padded[1])
 
 
-def test_unclip_begins_as_the_network_conditioned_on_captions(models: sampling.Models) -> None:
-    unet = diffusion.embedding_unet(models.sd)
-    noisy, tokens, labels = torch.randn((2, 4, 16, 16)), torch.randn((2, 32, 32)), torch.randn((2, 128))
+def test_without_an_image_embedding_unclip_is_a_network_conditioned_on_captions(
+    models: sampling.Models,
+) -> None:
+    unet = diffusion.caption_unet(models.unclip)
+    noisy, tokens = torch.randn((2, 4, 16, 16)), torch.randn((2, 32, 32))
     with torch.no_grad():
-        expected = models.sd(noisy, torch.tensor(500), tokens).sample
-        torch.testing.assert_close(
-            unet(noisy, torch.tensor(500), tokens, class_labels=labels).sample, expected
-        )
+        expected = models.unclip(noisy, torch.tensor(500), tokens, class_labels=torch.zeros(2, 128)).sample
+        torch.testing.assert_close(unet(noisy, torch.tensor(500), tokens).sample, expected)
 
 
 def test_a_stopped_training_goes_on_to_the_same_bits(
@@ -173,17 +171,6 @@ def run_judge(folder: Path) -> None:
     from fmri2img.simulation.modelling.training import judge_models
 
     judge_models(folder, folder)
-
-
-def test_a_patch_shows_the_foremost_object() -> None:
-    for picture in range(20):
-        scene = renders.scene_of(0, picture)
-        labels = patch_labels([scene], 64).reshape(64, 64, 3)
-        front = scene.objects[scene.painted[-1]]
-        row, column = int(front.y * 64), int(front.x * 64)
-        assert labels[row, column, 0] == list(SHAPES).index(front.kind)
-        shown = set(labels[..., 0].ravel().tolist()) & set(range(len(SHAPES)))
-        assert shown == {list(SHAPES).index(thing.kind) for thing in scene.objects}
 
 
 def test_frechet_distance_of_normal_distributions_is_its_closed_form() -> None:

@@ -1,6 +1,7 @@
-"""The simulation's diffusion models: a network conditioned on captions, and one on image embeddings too (unCLIP).
+"""The simulation's diffusion models: a network conditioned on captions and image embeddings (unCLIP), one on captions.
 
-The second goes on from the first, as Stable unCLIP goes on from Stable Diffusion.
+The first learns both conditions at once, as Stable unCLIP's network has both. Without an image embedding it is a
+network conditioned on captions, and the second goes on from that.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from fmri2img.simulation.modelling.sizes import Size
 CLEAN = 0.5
 """Share of image embeddings to which no noise is added."""
 SNR_CAP = 5.0
-SHARES = {"image": 0.7, "both": 0.1, "caption": 0.08, "nothing": 0.12}
+SHARES = {"image": 0.5, "both": 0.1, "caption": 0.3, "nothing": 0.1}
 """Of the rows that unCLIP learns from, by what the network is told."""
 NO_CAPTION = 0.12
 """Share of the rows that the network of `sd` learns from without their caption (Ho and Salimans 2022)."""
@@ -39,6 +40,8 @@ def new_unet(size: Size) -> Any:
         cross_attention_dim=size.clip_width,
         attention_head_dim=HEADS,
         norm_num_groups=GROUPS,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * PROJECTION,
     )
     return unet.to(memory_format=torch.channels_last)
 
@@ -181,11 +184,19 @@ class CaptionTask:
         return torch.from_numpy(self._latents[rows]).float().to(device), condition
 
 
-def embedding_unet(unet: Any) -> Any:
-    """A network that takes class labels too and, until it learns, does what `unet` does whatever they are."""
-    settings = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * PROJECTION}
-    made: Any = UNet2DConditionModel.from_config(dict(unet.config) | settings)
-    made.load_state_dict(unet.state_dict(), strict=False)
-    nn.init.zeros_(made.class_embedding.linear_2.weight)
-    nn.init.zeros_(made.class_embedding.linear_2.bias)
-    return made.to(device=unet.device, memory_format=torch.channels_last)
+def caption_unet(unclip: Any) -> Any:
+    """A network without image embeddings that does what `unclip` does when its class labels are zero.
+
+    Their embedding is then a constant beside the time's, and goes into the bias of the time's last layer.
+    """
+    settings = {name: value for name, value in unclip.config.items() if not name.startswith("_")}
+    settings |= {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    unet: Any = UNet2DConditionModel(**settings)
+    weights = {
+        name: value for name, value in unclip.state_dict().items() if not name.startswith("class_embedding.")
+    }
+    with torch.no_grad():
+        constant = unclip.class_embedding(torch.zeros(1, 2 * PROJECTION, device=unclip.device))[0]
+    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + constant
+    unet.load_state_dict(weights)
+    return unet.to(device=unclip.device, memory_format=torch.channels_last)

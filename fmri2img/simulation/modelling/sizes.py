@@ -2,7 +2,7 @@
 on a slow machine."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 VERSION = 1
@@ -36,10 +36,9 @@ class Size:
     vae_widths: tuple[int, ...]
     unet_widths: tuple[int, ...]
     clip: Schedule
-    sight: Schedule
     vae: Schedule
-    sd: Schedule
     unclip: Schedule
+    sd: Schedule
     controlnet: Schedule
     sampled: int
     sampling_steps: int
@@ -71,15 +70,21 @@ FULL = Size(
     vision_layers=4,
     text_layers=3,
     vae_widths=(16, 32, 64),
-    unet_widths=(64, 96, 128),
+    unet_widths=(32, 80, 96),
     clip=Schedule(steps=960, batch=128, rate=1e-3),
-    sight=Schedule(steps=4500, batch=32, rate=1e-3),
     vae=Schedule(steps=3200, batch=16, rate=2e-3),
-    sd=Schedule(steps=2400, batch=32, rate=1e-3),
-    unclip=Schedule(steps=3400, batch=32, rate=1e-3),
-    controlnet=Schedule(steps=600, batch=32, rate=1e-3),
+    unclip=Schedule(steps=9000, batch=32, rate=1e-3),
+    sd=Schedule(steps=2000, batch=32, rate=5e-4),
+    controlnet=Schedule(steps=1000, batch=32, rate=1e-3),
     sampled=256,
     sampling_steps=20,
+)
+SHORT = replace(
+    FULL,
+    unclip=Schedule(steps=3000, batch=32, rate=1e-3),
+    sd=Schedule(steps=0, batch=32, rate=5e-4),
+    controlnet=Schedule(steps=200, batch=32, rate=1e-3),
+    sampled=128,
 )
 TINY = Size(
     pictures=64,
@@ -91,12 +96,11 @@ TINY = Size(
     vae_widths=(8, 8, 16),
     unet_widths=(16, 16, 16),
     clip=Schedule(steps=4, batch=8, rate=1e-3),
-    sight=Schedule(steps=4, batch=8, rate=1e-3),
     vae=Schedule(steps=4, batch=4, rate=1e-3),
-    sd=Schedule(steps=4, batch=4, rate=1e-3),
     unclip=Schedule(steps=4, batch=4, rate=1e-3),
+    sd=Schedule(steps=4, batch=4, rate=1e-3),
     controlnet=Schedule(steps=4, batch=4, rate=1e-3),
     sampled=16,
     sampling_steps=2,
 )
-SIZES = {"full": FULL, "tiny": TINY}
+SIZES = {"full": FULL, "short": SHORT, "tiny": TINY}

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from fmri2img.console import stage
 from fmri2img.errors import InputError
 from fmri2img.files import alone, canonical_json, write_atomic, write_json
-from fmri2img.simulation.modelling import autoencoder, clip, control, diffusion, folders, renders, sight
+from fmri2img.simulation.modelling import autoencoder, clip, control, diffusion, folders, renders
 from fmri2img.simulation.modelling.card import write_card
 from fmri2img.simulation.modelling.loop import Task, train
 from fmri2img.simulation.modelling.prepared import per_picture
@@ -23,9 +23,8 @@ from fmri2img.simulation.modelling.quality import judge
 from fmri2img.simulation.modelling.sheet import draw_sheet
 from fmri2img.simulation.modelling.sizes import SIZES, Size
 from fmri2img.simulation.modelling.tokenizer import learn_tokenizer, token_ids
-from fmri2img.simulation.records import PICTURE_SIZE
 
-MODELS = ("clip", "vae", "sd", "unclip", "controlnet")
+MODELS = ("clip", "vae", "unclip", "sd", "controlnet")
 """In the order in which they build on each other."""
 
 
@@ -185,32 +184,7 @@ class Workshop:
         model = clip.new_clip(self.size, tokenizer).to(self.device)
         tokens = self._tokens(tokenizer)
         self._train(clip.ClipTask(model, self.training.pictures, tokens, tokenizer.eos_token_id))
-        texts = self._text_embeddings(model, tokens)
-        self._train(sight.SightTask(model, self.training.pictures, tokens, self._labels(), texts))
         folders.save_clip(self.out / "clip", model, tokenizer)
-
-    @torch.no_grad()
-    def _text_embeddings(self, model: Any, tokens: np.ndarray) -> np.ndarray:
-        """Of all captions, float32 (pictures, captions of each, 64)."""
-        with stage("Embedding captions", "pictures") as tell:
-            parts = []
-            for start in range(0, len(tokens), 256):
-                ids = torch.from_numpy(tokens[start : start + 256].reshape(-1, tokens.shape[-1])).to(
-                    self.device
-                )
-                parts.append(clip.embed_captions(model, ids).cpu().numpy())
-                tell(min(start + 256, len(tokens)), len(tokens))
-        return np.concatenate(parts).reshape(*tokens.shape[:2], -1)
-
-    def _labels(self) -> np.ndarray:
-        """What every patch of the pictures to learn from shows."""
-        path = self.work / "clip" / "labels.npy"
-        if not path.exists():
-            with stage("Labelling patches", "pictures"):
-                ids = range(renders.TRAINING_IDS, renders.TRAINING_IDS + self.size.pictures)
-                scenes = [renders.scene_of(self.seed, picture) for picture in ids]
-                _save(path, sight.patch_labels(scenes, PICTURE_SIZE // clip.PATCH))
-        return np.load(path)
 
     def _vae(self) -> None:
         model = autoencoder.new_autoencoder(self.size).to(self.device)
@@ -222,14 +196,14 @@ class Workshop:
 
     def _sd(self) -> None:
         model, tokenizer, vae = self._bases()
-        unet = diffusion.new_unet(self.size).to(self.device)
+        first = folders.load_part(UNet2DConditionModel, self.out / "unclip" / "unet", self.device)
+        unet = diffusion.caption_unet(first)
         self._train(diffusion.CaptionTask(unet, model, **self._lessons(tokenizer, vae)))
         folders.save_sd(self.out / "sd", unet, vae, model, tokenizer)
 
     def _unclip(self) -> None:
         model, tokenizer, vae = self._bases()
-        first = folders.load_part(UNet2DConditionModel, self.out / "sd" / "unet", self.device)
-        unet = diffusion.embedding_unet(first)
+        unet = diffusion.new_unet(self.size).to(self.device)
         embeddings = self._computed("embeddings", lambda pixels: clip.embed_pictures(model, pixels))
         normaliser = folders.new_normaliser(embeddings)
         lessons = self._lessons(tokenizer, vae)
