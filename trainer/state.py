@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import InputError
 from fmri2img.files import write_json
+from fmri2img.trainer.config import Recipe
 
 OPTIMISER = "state/optimiser.safetensors"
 POSITION = "state/position.json"
@@ -135,8 +137,14 @@ def find_resumable(
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a resolved configuration decides the finished model."""
-    recipe = dict(config["recipe"])
+    """What of a resolved configuration decides the finished model.
+
+    A recipe that was stored before a setting existed holds that setting's default.
+    """
+    try:
+        recipe = Recipe.model_validate(config["recipe"]).model_dump(mode="json")
+    except ValidationError:  # of a version that said some things otherwise: shown as it is
+        recipe = dict(config["recipe"])
     for stage in ("pretraining", "finetuning"):
         recipe[stage] = {key: value for key, value in recipe.get(stage, {}).items() if key not in FREE}
     return {**config, "recipe": recipe}

@@ -1,5 +1,6 @@
 """A run that was killed and started again ends where a run that was never killed ends, to the last bit."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from fmri2img import checkpoints_schema as schema
+from fmri2img.config import load_recipe
 from fmri2img.errors import InputError
 from fmri2img.trainer.stages import finetune, pretrain
+from fmri2img.trainer.state import _decisive
 from fmri2img.trainer.watch import read_records
 
 BYTES = ["model.safetensors", "state/optimiser.safetensors"]
@@ -204,3 +207,13 @@ def test_a_run_resumes_with_other_settings_that_decide_no_weight(
     other = {"log_every": 2, "keep": 5, "checkpoint_every": 3, "reading_threads": 2}
     resumed = finetune(spec("broken", **other))
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_recipe_stored_before_a_setting_existed_is_the_recipe_with_its_default() -> None:
+    now = {"recipe": load_recipe("default").model_dump(mode="json"), "subjects": ["subj01"]}
+    old = copy.deepcopy(now)
+    for stage in ("pretraining", "finetuning"):
+        del old["recipe"][stage]["freeze"]
+    assert _decisive(old) == _decisive(now)
+    old["recipe"]["finetuning"]["weight_decay"] = 0.123
+    assert _decisive(old) != _decisive(now)
