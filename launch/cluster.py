@@ -29,6 +29,8 @@ class Place:
     address: str | None = None
     # Seconds to wait for nodes that have not joined yet, or were lost.
     patience: float = 60.0
+    # Whether to look at nodes before the job begins.
+    preflight: bool = True
 
     def __post_init__(self) -> None:
         if self.emulate_nodes and self.address:

@@ -20,6 +20,7 @@ from fmri2img.datasets.remote import absolute
 from fmri2img.errors import Fmri2imgError, InputError, StoppedError
 from fmri2img.files import alone
 from fmri2img.launch.cluster import Place, cluster, leave_source_tree, worker_environment
+from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import Story, checkpoint_steps, following_nodes, telling
 from fmri2img.launch.slots import (
     alive_nodes,
@@ -67,6 +68,8 @@ def launch_pretraining(
         following_nodes(story, alive_nodes),
         _following(run, listener, story),
     ):
+        if place.preflight:
+            preflight(address=place.address, data=Path(spec.data), out=run)
         _fit(spec, place, max_failures, story)
     return schema.resolve(run).path
 

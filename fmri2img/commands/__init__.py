@@ -16,6 +16,7 @@ from tyro.conf import (
 
 from fmri2img.commands.checkpoint import Checkpoint
 from fmri2img.commands.data import Data
+from fmri2img.commands.doctor import Doctor
 from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.commands.launch import Launch
 from fmri2img.commands.simulation import SimulationModels
@@ -116,6 +117,8 @@ class Pretrain:
     """address of a running Ray cluster, or auto; this machine otherwise"""
     wait_for_nodes: float = 60.0
     """seconds to wait for nodes that have not joined yet or were lost"""
+    skip_preflight: bool = False
+    """start without looking at nodes first: space, limits, and on a cluster equal versions and shared folders"""
     wandb: bool = False
     """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
     print_config: bool = False
@@ -132,7 +135,7 @@ class Pretrain:
             return print_recipe(recipe)
         subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
         workers = self.workers if self.workers is not None else max(1, self.emulate_nodes)
-        place = Place(workers, self.emulate_nodes, self.cluster, self.wait_for_nodes)
+        place = Place(workers, self.emulate_nodes, self.cluster, self.wait_for_nodes, not self.skip_preflight)
         path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
         output().print(f"Checkpoint {path}")
 
@@ -335,6 +338,7 @@ Command = OmitSubcommandPrefixes[
     | Annotated[Report, subcommand("report")]
     | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Launch, subcommand("launch")]
+    | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Status, subcommand("status")]
     | Annotated[SimulationModels, subcommand("simulation")]
     | Annotated[Demo, subcommand("demo")]
