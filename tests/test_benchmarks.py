@@ -22,6 +22,8 @@ TINY = {
     "train_step.py": "--steps 2 --blocks 1 --latent 8 --voxels 60 --batch 16 --threads 1",
     "pretrain.py": "--blocks 2 --block 2 --batch 8 --processes 2 --sessions 1 --voxels 60 --latent 8 --width 16 "
     "--layers 1",
+    "reconstruct.py": "--size tiny --pictures 4 --batch 2 --steps 2 --rounds 1 "
+    "--variants plain-1-thread ours-in-process",
     "mindeye2_step.py": "--small --steps 1 --warmup 1 --variants bfloat16 float32+compile",
 }
 ELSEWHERE = {"miyawaki.py", "nsd_build.py"}
