@@ -41,6 +41,13 @@ def test_every_model_is_there_in_safetensors_with_its_card(trained: Path) -> Non
     assert (trained.with_name("models.work") / "samples.png").is_file()
 
 
+def test_judging_again_finds_the_same_figures(trained: Path) -> None:
+    card, figures = (trained / "README.md").read_bytes(), (trained / "quality.json").read_bytes()
+    (trained / "README.md").unlink()
+    assert run(["simulation", "judge", str(trained)]) == 0
+    assert ((trained / "README.md").read_bytes(), (trained / "quality.json").read_bytes()) == (card, figures)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sd_is_a_stock_pipeline_that_makes_the_same_pictures(
     trained: Path, models: sampling.Models, guidance: float
