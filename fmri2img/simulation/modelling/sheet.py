@@ -16,7 +16,7 @@ from fmri2img.simulation.modelling.sizes import Size
 COLUMNS = 10
 ENLARGED = 2
 GAP, MARGIN, LINE = 4, 150, 22
-GUIDANCE = {"unclip": 2.0, "sd": 3.0, "controlnet": 2.0}
+GUIDANCE = {"unclip": 3.0, "sd": 3.0, "controlnet": 2.0}
 """Of the rows of the sheet."""
 
 
