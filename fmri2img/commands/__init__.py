@@ -273,12 +273,16 @@ class Evaluate:
     """pictures in a retrieval pool"""
     candidates: Literal["split", "subject"] = "split"
     """identify among the pictures of the split, or among all that the subject saw"""
+    networks: tuple[str, ...] = ()
+    """CLIP models that look at pictures made and seen and identify them, such as simulation/clip"""
 
     def run(self) -> None:
         from fmri2img.launch import jobs
 
         data = jobs.source_of(self.made, self.data)
-        result = jobs.evaluation(self.made, data, candidates=self.candidates, pool=self.pool)
+        result = jobs.evaluation(
+            self.made, data, candidates=self.candidates, pool=self.pool, networks=list(self.networks)
+        )
         jobs.show({self.made.name: result})
         output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
 
