@@ -64,7 +64,7 @@ class Evaluation(BaseModel):
 
     def headlines(self) -> list[str]:
         """The metrics of a short table: retrieval and identification, then pictures."""
-        kinds = ("image_retrieval_", "brain_retrieval_", "two_way_", "pixcorr", "ssim")
+        kinds = ("image_retrieval_", "brain_retrieval_", "two_way_", "perceived_", "pixcorr", "ssim")
         shown = sorted(name for name, measure in self.metrics.items() if measure.headline)
         return [name for kind in kinds for name in shown if name.startswith(kind)]
 
