@@ -16,6 +16,7 @@ The driver writes both, nobody else. An event is one JSON line with `time` (Unix
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -25,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from fmri2img import checkpoints_schema as schema
-from fmri2img.errors import Fmri2imgError
+from fmri2img.errors import Fmri2imgError, InputError
 from fmri2img.files import write_json
 from fmri2img.trainer.watch import read_records
 
 EVENTS = "events.jsonl"
 HEARTBEAT = "heartbeat.json"
+OWN = {EVENTS, HEARTBEAT}
 BEAT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 
@@ -94,8 +96,12 @@ class Story:
 
 @contextmanager
 def telling(run: Path, job: str, **facts: Any) -> Iterator[Story]:
-    """Tell the story of a job that runs in the block: how it began, its checkpoints, how it ended; and beat."""
+    """Tell the story of a job that runs in the block: how it began, its checkpoints, how it ended; and beat.
+
+    A new folder whose job is refused for what the user gave is taken away again: there is no run to tell of.
+    """
     run.mkdir(parents=True, exist_ok=True)
+    new = not any(run.iterdir())
     story = Story(run)
     step = max(checkpoint_steps(run), default=0)
     story.tell("started", job=job, host=socket.gethostname(), pid=os.getpid(), step=step, **facts)
@@ -106,7 +112,10 @@ def telling(run: Path, job: str, **facts: Any) -> Iterator[Story]:
     except BaseException as error:
         code = error.exit_code if isinstance(error, Fmri2imgError) else 1
         reason = " ".join(str(error).split()) or type(error).__name__
-        _write_quietly(lambda: story.tell("stopped", reason=reason, exit_code=code, step=last_step(run)))
+        if new and isinstance(error, InputError) and {path.name for path in run.iterdir()} <= OWN:
+            shutil.rmtree(run)
+        else:
+            _write_quietly(lambda: story.tell("stopped", reason=reason, exit_code=code, step=last_step(run)))
         raise
     story.tell("finished", step=max(checkpoint_steps(run), default=0))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fmri2img.errors import StoppedError
+from fmri2img.errors import InputError, StoppedError
 from fmri2img.launch import events as story
 from fmri2img.launch.events import EVENTS, HEARTBEAT, Story, following_nodes, read_events, telling
 from fmri2img.launch.status import STALE_SECONDS, read_status
@@ -53,6 +53,21 @@ def test_checkpoints_are_told_once_each_as_they_are_committed(tmp_path: Path) ->
     status = read_status(tmp_path)
     assert (status.state, status.checkpoint) == ("finished", 15)
     assert json.loads((tmp_path / HEARTBEAT).read_text())["state"] == "ended"
+
+
+def test_a_refused_job_leaves_no_new_folder_and_spares_one_that_was_there(tmp_path: Path) -> None:
+    def refuse(run: Path) -> None:
+        with telling(run, "finetune"):
+            raise InputError("--sessions 41: use 1 to 40")
+
+    for run in (tmp_path / "new", tmp_path / "old"):
+        if run.name == "old":
+            commit(run, 5)
+        with pytest.raises(InputError, match="--sessions 41"):
+            refuse(run)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old" / "checkpoints" / "step-00000005").is_dir()
+    assert read_events(tmp_path / "old")[-1]["event"] == "stopped"
 
 
 def test_a_job_that_stops_says_why_and_with_which_exit_code(tmp_path: Path, said: Say) -> None:
