@@ -39,9 +39,9 @@ def judge(
     reconstructions, truth = _made(made), _truth(dataset, tables, made)
     for name in settings.networks:
         network = ClipImage(model=name).load()
-        reconstructions.perceived[name] = network(made.pictures)
+        reconstructions.perceived[name] = network(list(made.pictures))
         assert truth.pictures is not None
-        truth.perceived[name] = network(truth.pictures)
+        truth.perceived[name] = network(list(truth.pictures))
     return evaluate(reconstructions, truth, settings)
 
 

@@ -210,7 +210,7 @@ def test_a_run_resumes_with_other_settings_that_decide_no_weight(
 
 
 def test_a_recipe_stored_before_a_setting_existed_is_the_recipe_with_its_default() -> None:
-    now = {"recipe": load_recipe("default").model_dump(mode="json"), "subjects": ["subj01"]}
+    now: dict[str, Any] = {"recipe": load_recipe("default").model_dump(mode="json"), "subjects": ["subj01"]}
     old = copy.deepcopy(now)
     for stage in ("pretraining", "finetuning"):
         del old["recipe"][stage]["freeze"]
