@@ -142,13 +142,13 @@ class FeatureColumns:
         assert self.at == len(self.works)
         return [self._whole[work.number] for work in self.works], _statistics(self.moments, self.space.shape)
 
-    def clear_parts(self) -> None:
-        """Remove the parts: the columns are whole."""
-        for work in self.works:
-            if len(work.copied):
-                for ending in ("tar", "index.npz"):
-                    path = self.dataset.path / f"{work.shard}.{self.space.name}.part.{ending}"
-                    path.unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Remove the parts, as the columns are whole, and what jobs that were killed left half written."""
+        root, name = self.dataset.path, self.space.name
+        left = [f"*/*.{name}.part.tar", f"*/*.{name}.part.index.npz", f"*/.*.{name}.*tmp*"]
+        for pattern in [*left, f"features/.{name}.*.tmp-*", ".*.json.tmp-*"]:
+            for path in root.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _has(self, number: int) -> bool:
         return number in self._whole or number in self._parts

@@ -99,7 +99,7 @@ def add_columns(path: str | Path, space: Space, runner: Runner, progress: Progre
         columns = FeatureColumns(dataset, journal, space, progress)
         runner(dataset, space, columns)
         _commit(root, space, columns)
-        columns.clear_parts()
+        columns.clear()
         journal.close()
     return Dataset.open(root)
 

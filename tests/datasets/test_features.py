@@ -248,10 +248,11 @@ def test_a_finished_column_that_is_damaged_is_made_again(tiny: Dataset, damage: 
         with pytest.raises(KeyboardInterrupt):
             add_feature_space(tiny.path, **TONE, compute=Dies(2))
         harm()
+    (tiny.path / "subj01" / ".train-00000.tone.index.npz.tmp-12345678").write_bytes(b"half")
     with open(tiny.path / "features" / ".tone.journal", "ab") as journal:
         journal.write(b'["subj01/train-00001", {"file":')  # killed within a line
     dataset = add_feature_space(tiny.path, **TONE, compute=tone)
-    assert verify(tiny.path) == []
+    assert verify(tiny.path) == [] and not list(tiny.path.glob("*/.*"))
     samples = dataset.samples("subj01", "train")
     expected = tone([dataset.picture(samples, i) for i in range(7)], [])
     np.testing.assert_allclose(dataset.read_features(samples, range(7), "tone"), expected, rtol=1e-6)

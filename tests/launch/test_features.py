@@ -33,9 +33,11 @@ spaces:
   tokens: {{extractor: {{kind: clip-image, model: {clip}, output: tokens}}}}
   text: {{extractor: {{kind: clip-text, model: {clip}}}}}
   latents: {{extractor: {{kind: vae, model: {vae}}}}}
+  large: {{extractor: {{kind: vae, model: {vae}, size: 256}}}}
 generator: {{kind: pixels, space: pixels-8, size: 64}}
 """
 BATCH = 4
+SPREAD = ("large",)  # one, because workers take seconds to start anew for each; large, to be killed within
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +82,12 @@ def recipe(written: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def truth(bare: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of the data set with features that one undisturbed process made."""
+    """Every file of the data set with features of `SPREAD` that one undisturbed process made."""
     folder = tmp_path_factory.mktemp("truth")
     (folder / "tiny.yaml").write_text(RECIPE.format(clip=models / "clip", vae=models / "vae"))
     shutil.copytree(bare, folder / "data")
-    cache_features(load_recipe(str(folder / "tiny.yaml")), folder / "data", FeatureSettings(batch=BATCH))
+    settings = FeatureSettings(batch=BATCH, spaces=SPREAD)
+    cache_features(load_recipe(str(folder / "tiny.yaml")), folder / "data", settings)
     assert verify(folder / "data") == []
     return bytes_of(folder / "data")
 
@@ -100,7 +103,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_features_are_what_the_extractor_makes_of_each_picture(data: Path, recipe: Any, models: Path) -> None:
-    dataset = cache_features(recipe, data, FeatureSettings(batch=BATCH))
+    settings = FeatureSettings(batch=BATCH, spaces=("pixels-8", "text", "latents"))
+    dataset = cache_features(recipe, data, settings)
     samples = dataset.samples("subj02", "train")
     rows = range(0, len(samples), 3)
     pictures = [dataset.picture(samples, i) for i in rows]
@@ -117,7 +121,7 @@ def test_features_are_what_the_extractor_makes_of_each_picture(data: Path, recip
 def test_any_number_of_workers_makes_the_same_bytes(
     data: Path, recipe: Any, truth: dict[str, bytes], four_workers: None, workers: int
 ) -> None:
-    cache_features(recipe, data, FeatureSettings(Place(workers), batch=BATCH))
+    cache_features(recipe, data, FeatureSettings(Place(workers), batch=BATCH, spaces=SPREAD))
     assert bytes_of(data) == truth
 
 
@@ -137,10 +141,10 @@ class Killing:
 
     def _watch(self) -> None:
         for _ in range(6000):
-            pids = descendants("ray::RemoteFeatureWorker")
-            if pids and any(self.data.glob(f"*/*.{self.space}.tar")):
-                os.kill(pids[0], signal.SIGKILL)
-                self.killed.append(pids[0])
+            if any(self.data.glob(f"*/*.{self.space}.tar")):
+                self.killed = descendants("ray::RemoteFeatureWorker")[:1]
+                for pid in self.killed:
+                    os.kill(pid, signal.SIGKILL)
                 return
             time.sleep(0.005)
 
@@ -169,8 +173,8 @@ def descendants(name: str) -> list[int]:
 def test_a_worker_that_is_killed_is_replaced(
     data: Path, recipe: Any, truth: dict[str, bytes], four_workers: None
 ) -> None:
-    with Killing(data, "tokens") as killing:
-        cache_features(recipe, data, FeatureSettings(Place(2), batch=BATCH))
+    with Killing(data, "large") as killing:
+        cache_features(recipe, data, FeatureSettings(Place(2), batch=BATCH, spaces=SPREAD))
     assert killing.killed
     assert bytes_of(data) == truth
 
@@ -180,26 +184,26 @@ def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(
     data: Path, written: Path, truth: dict[str, bytes]
 ) -> None:
     command = [str(Path(sys.executable).parent / "fmri2img"), "features", str(data), "--recipe", str(written)]
-    command += ["--batch", str(BATCH), "--workers"]
-    for workers, space, columns in (("2", "tokens", 2), ("0", "tokens", 5), ("0", "latents", 3)):
+    command += ["--batch", str(BATCH), "--space", *SPREAD, "--workers"]
+    for workers, columns in (("2", 1), ("0", 3), ("0", 5)):
         job = subprocess.Popen([*command, workers], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while job.poll() is None and len(list(data.glob(f"*/*.{space}.tar"))) < columns:
+        while job.poll() is None and len(list(data.glob("*/*.large.tar"))) < columns:
             time.sleep(0.005)
         job.kill()
         said = job.communicate()[0].decode()
         assert job.returncode == -signal.SIGKILL, said
-        assert not goes_on(data, space), "a worker outlived its driver"
+        assert not goes_on(data), "a worker outlived its driver"
     done = subprocess.run([*command, "0"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert bytes_of(data) == truth
 
 
-def goes_on(data: Path, space: str) -> bool:
+def goes_on(data: Path) -> bool:
     """Whether columns are still being written, a moment after their driver is gone."""
     time.sleep(1.5)
-    before = sorted(data.glob(f"*/*.{space}.tar"))
+    before = sorted(data.glob("*/*.large*"))
     time.sleep(1.0)
-    return sorted(data.glob(f"*/*.{space}.tar")) != before
+    return sorted(data.glob("*/*.large*")) != before
 
 
 def test_weights_that_changed_under_their_name_are_noticed(data: Path, models: Path, tmp_path: Path) -> None:
