@@ -90,7 +90,7 @@ FEATURES = (
     HubModel(
         "simulation/clip",
         "clip-image, clip-text, clip-layers of 64 px pictures",
-        (*CLIP_IMAGE, "vocab.json", "merges.txt"),
+        (*CLIP_IMAGE, "tokenizer.json"),
         "Apache-2.0",
         "comes with fmri2img: trained on the simulation's scenes",
     ),
