@@ -81,9 +81,10 @@ def test_a_host_that_dies_and_returns_costs_some_steps_and_changes_nothing(
     code, told = ended(driver)
     assert code == 0, told
     assert same_bytes(run, undisturbed)
-    assert [name for name in events(run) if name != "waiting"] == [
-        "started", "failed", "node-lost", "node-joined", "restarted", "finished",
-    ]  # fmt: skip
+    told_of = [name for name in events(run) if name != "waiting"]
+    # Ray may say that a node is gone before or after training says that it failed.
+    assert sorted(told_of[1:3]) == ["failed", "node-lost"]
+    assert told_of[:1] + told_of[3:] == ["started", "node-joined", "restarted", "finished"]
     (cost,) = [event for event in read_events(run) if event["event"] == "restarted"]
     assert cost["workers"] == 3 and 0 <= cost["lost_steps"] <= 10 and cost["seconds"] > 0
 
