@@ -117,7 +117,7 @@ def test_features_are_what_the_extractor_makes_of_each_picture(data: Path, recip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 4])  # two: see the worker that is killed
 def test_any_number_of_workers_makes_the_same_bytes(
     data: Path, recipe: Any, truth: dict[str, bytes], four_workers: None, workers: int
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(
 ) -> None:
     command = [str(Path(sys.executable).parent / "fmri2img"), "features", str(data), "--recipe", str(written)]
     command += ["--batch", str(BATCH), "--space", *SPREAD, "--workers"]
-    for workers, columns in (("2", 1), ("0", 3), ("0", 5)):
+    for workers, columns in (("2", 1), ("0", 4)):
         job = subprocess.Popen([*command, workers], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         while job.poll() is None and len(list(data.glob("*/*.large.tar"))) < columns:
             time.sleep(0.005)
