@@ -35,6 +35,7 @@ def test_they_are_whole_and_small() -> None:
     assert {path.name for path in WEIGHTS.iterdir() if path.is_dir()} == set(MODELS)
     assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
     assert sum(path.stat().st_size for path in files) < 25e6
+    assert not [path for path in files if path.suffix == ".json" and "_name_or_path" in path.read_text()]
 
 
 def test_the_card_is_the_one_of_its_figures(models: Models) -> None:

@@ -29,7 +29,7 @@ def save_clip(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         model.half().save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         image_processor().save_pretrained(staging)
-        _loaded_as_float32(staging)
+        _settle(staging)
 
 
 def load_clip(folder: Path, device: str) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -66,7 +66,7 @@ def save_sd(folder: Path, unet: Any, vae: Any, clip: Any, tokenizer: CLIPTokeniz
     )
     with staged_folder(folder) as staging:
         pipeline.save_pretrained(staging)
-        _loaded_as_float32(staging)
+        _settle(staging)
 
 
 def save_unclip(
@@ -93,7 +93,7 @@ def save_unclip(
     )
     with staged_folder(folder) as staging:
         pipeline.save_pretrained(staging)
-        _loaded_as_float32(staging)
+        _settle(staging)
 
 
 def new_normaliser(embeddings: Any) -> Any:
@@ -140,10 +140,15 @@ def _copy(clip: Any, tower: nn.Module, prefixes: tuple[str, ...]) -> None:
     tower.load_state_dict(weights)
 
 
-def _loaded_as_float32(folder: Path) -> None:
-    """transformers would otherwise load in the type on disk, and its towers would not fit diffusers' networks."""
+def _settle(folder: Path) -> None:
+    """Configurations that say nothing of where parts were read, and float32.
+
+    transformers would otherwise load in the type on disk, and its towers would not fit diffusers' networks.
+    """
     for path in folder.rglob("config.json"):
-        path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        told = path.read_text().replace('"dtype": "float16"', '"dtype": "float32"')
+        lines = [line for line in told.splitlines(keepends=True) if '"_name_or_path"' not in line]
+        path.write_text("".join(lines))
 
 
 def _there(folder: Path) -> Path:
