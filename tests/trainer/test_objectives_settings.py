@@ -123,12 +123,16 @@ def test_losses_may_overlap_and_leave_each_other() -> None:
     recipe(a={"bimixco": {"end": 0.33}, "softclip": {"begin": 0.33}}, b={"l1": {"begin": 0.5}})
 
 
-def test_the_example_of_the_documentation_is_a_recipe() -> None:
+def test_the_examples_of_the_documentation_are_recipes() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training-objectives.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    (space,) = yaml.safe_load(example)["spaces"].values()
-    losses = SpaceConfig.model_validate(space).losses
-    assert losses == Losses.model_validate({"mse": {}, "bimixco": {"end": 0.33}, "softclip": {"begin": 0.33}})
+    examples = [yaml.safe_load(found) for found in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    mixed, drawn = (
+        SpaceConfig.model_validate(space) for example in examples for space in example["spaces"].values()
+    )
+    assert mixed.losses == Losses.model_validate(
+        {"mse": {}, "bimixco": {"end": 0.33}, "softclip": {"begin": 0.33}}
+    )
+    assert drawn.prior is not None and drawn.losses.prior is not None
     for kind in Losses.model_fields:
         assert f"| `{kind}` |" in text
 
