@@ -109,7 +109,7 @@ class LaunchKubernetes:
     """A RayJob for the KubeRay operator: one pod a node, all with one shared volume."""
 
     command: Words
-    """after --: the command to run, such as pretrain --data /nsd/D --out /nsd/RUN"""
+    """after --: the command to run, such as pretrain --data /work/D --out /work/RUN"""
     flags: OmitArgPrefixes[Shared]
     image: str
     """container image, made with docker/Dockerfile.cuda or docker/Dockerfile.cpu"""
