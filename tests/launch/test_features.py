@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fmri2img.datasets import Dataset, build_dataset, verify
 from fmri2img.errors import InputError
 from fmri2img.features.extractors import ClipText, Vae
 from fmri2img.launch import features
-from fmri2img.launch.cluster import Place, cluster
+from fmri2img.launch.cluster import Place
 from fmri2img.launch.features import FeatureSettings, cache_features
 from fmri2img.simulation import Simulation, SimulationSpec
 
@@ -92,12 +92,6 @@ def truth(bare: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return bytes_of(folder / "data")
 
 
-@pytest.fixture(scope="module")
-def four_workers() -> Iterator[None]:
-    with cluster(Place(4)):
-        yield
-
-
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -117,12 +111,26 @@ def test_features_are_what_the_extractor_makes_of_each_picture(data: Path, recip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])  # two: see the worker that is killed
-def test_any_number_of_workers_makes_the_same_bytes(
-    data: Path, recipe: Any, truth: dict[str, bytes], four_workers: None, workers: int
+def test_one_worker_makes_the_same_bytes(
+    data: Path, recipe: Any, truth: dict[str, bytes], two_workers: None
 ) -> None:
-    cache_features(recipe, data, FeatureSettings(Place(workers), batch=BATCH, spaces=SPREAD))
+    cache_features(recipe, data, FeatureSettings(Place(1), batch=BATCH, spaces=SPREAD))
     assert bytes_of(data) == truth
+
+
+@pytest.mark.slow
+def test_four_workers_of_the_command_make_the_same_bytes(
+    data: Path, written: Path, truth: dict[str, bytes]
+) -> None:
+    done = subprocess.run([*command(data, written), "4"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert bytes_of(data) == truth
+
+
+def command(data: Path, recipe: Path) -> list[str]:
+    """The command that spreads features over workers, up to their number."""
+    words = [str(Path(sys.executable).parent / "fmri2img"), "features", str(data), "--recipe", str(recipe)]
+    return [*words, "--batch", str(BATCH), "--space", *SPREAD, "--workers"]
 
 
 class Killing:
@@ -171,7 +179,7 @@ def descendants(name: str) -> list[int]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(
-    data: Path, recipe: Any, truth: dict[str, bytes], four_workers: None
+    data: Path, recipe: Any, truth: dict[str, bytes], two_workers: None
 ) -> None:
     with Killing(data, "large") as killing:
         cache_features(recipe, data, FeatureSettings(Place(2), batch=BATCH, spaces=SPREAD))
@@ -183,17 +191,16 @@ def test_a_worker_that_is_killed_is_replaced(
 def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(
     data: Path, written: Path, truth: dict[str, bytes]
 ) -> None:
-    command = [str(Path(sys.executable).parent / "fmri2img"), "features", str(data), "--recipe", str(written)]
-    command += ["--batch", str(BATCH), "--space", *SPREAD, "--workers"]
+    words = command(data, written)
     for workers, columns in (("2", 1), ("0", 4)):
-        job = subprocess.Popen([*command, workers], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        job = subprocess.Popen([*words, workers], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         while job.poll() is None and len(list(data.glob("*/*.large.tar"))) < columns:
             time.sleep(0.005)
         job.kill()
         said = job.communicate()[0].decode()
         assert job.returncode == -signal.SIGKILL, said
         assert not goes_on(data), "a worker outlived its driver"
-    done = subprocess.run([*command, "0"], capture_output=True, check=False)
+    done = subprocess.run([*words, "0"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert bytes_of(data) == truth
 
