@@ -10,12 +10,13 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import tyro
 
 from fmri2img.commands import Command
 from fmri2img.errors import Fmri2imgError, StoppedError
+from fmri2img.trainer import stopping
 
 TRACEBACK = "FMRI2IMG_TRACEBACK"
 
@@ -77,8 +78,10 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _terminated(signum: int, frame: object) -> NoReturn:
+def _terminated(signum: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if stopping.ask():
+        return
     raise StoppedError("stopped by SIGTERM: the same command goes on from what is done")
 
 

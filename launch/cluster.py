@@ -31,6 +31,8 @@ class Place:
     patience: float = 60.0
     # Whether to look at nodes before the job begins.
     preflight: bool = True
+    # Seconds that workers have for a last checkpoint when the job is told to stop.
+    grace: float = 25.0
 
     def __post_init__(self) -> None:
         if self.emulate_nodes and self.address:

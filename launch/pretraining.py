@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fmri2img.files import alone
 from fmri2img.launch.cluster import Place, cluster, leave_source_tree, worker_environment
 from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import Story, checkpoint_steps, following_nodes, telling
+from fmri2img.launch.fitting import controller_noted, fit_aside
 from fmri2img.launch.slots import (
     alive_nodes,
     count_slots,
@@ -30,6 +30,7 @@ from fmri2img.launch.slots import (
     wait_for_slots,
     worker_resources,
 )
+from fmri2img.trainer import stopping
 from fmri2img.trainer.collectives import gather_objects, rank
 from fmri2img.trainer.config import Recipe
 from fmri2img.trainer.loop import check_layout
@@ -82,6 +83,10 @@ def _fit(spec: StageSpec, place: Place, max_failures: int, story: Story) -> None
         _check_room(spec, place, story, interrupted=interrupted)
         try:
             return _attempt(spec, place)
+        except StoppedError as error:  # told to stop: the workers know after which step
+            if error.__cause__ is not None and (ours := _ours(error.__cause__)) is not None:
+                raise ours from error
+            raise
         except Fmri2imgError:
             raise
         except Exception as error:
@@ -140,9 +145,9 @@ def _attempt(spec: StageSpec, place: Place) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = has_gpus()
+    gpu, run = has_gpus(), Path(spec.run)
     # In the run folder, because every node must see it.
-    storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=spec.run))
+    storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=run))
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dataclasses.asdict(spec),
@@ -157,28 +162,22 @@ def _attempt(spec: StageSpec, place: Place) -> None:
             failure_config=FailureConfig(  # type: ignore[call-arg]  # mypy sees Ray's old class
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
+            callbacks=[controller_noted(storage)],
             worker_runtime_env={"env_vars": worker_environment(threads=1, gpu=gpu)},
         ),
     )
+    starts = len(read_workers(run))
+
+    def ask() -> bool:
+        stopping.request(run)
+        return len(read_workers(run)) > starts
+
+    stopping.withdraw(run)
     try:
-        _aside(trainer.fit)
+        fit_aside(trainer.fit, folder=storage, ask=ask, grace=place.grace)
     finally:
+        stopping.withdraw(run)
         shutil.rmtree(storage, ignore_errors=True)
-
-
-def _aside(work: Callable[[], object]) -> None:
-    """Do the work in another thread, where Ray Train takes no signals: its Ctrl-C ends with exit code 0."""
-    ended: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-            ended.set_result(None)
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    ended.result()
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -186,6 +185,7 @@ def _worker(config: dict[str, Any]) -> None:
     for key in ("subjects", "sessions"):
         config[key] = None if config[key] is None else tuple(config[key])
     spec = StageSpec(**config)
+    stopping.watch_file(Path(spec.run))
     _note_workers(Path(spec.run))
     pretrain(spec)
 

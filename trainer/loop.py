@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fmri2img.checkpoints_schema import MODEL_NAME
-from fmri2img.errors import Fmri2imgError, InputError
+from fmri2img.errors import Fmri2imgError, InputError, StoppedError
 from fmri2img.models.closed_form import PictureRows
 from fmri2img.models.decoder import Outputs
+from fmri2img.trainer import stopping
 from fmri2img.trainer.batches import Batch, BatchLoader
 from fmri2img.trainer.collectives import gather_objects, mean_over_ranks, rank, world_size
 from fmri2img.trainer.config import SpaceConfig, TrainingConfig
@@ -67,11 +68,13 @@ class Job:
 def train(job: Job, *, first_step: int) -> Path:
     """Train from `first_step` to the last and return the final checkpoint. Collective over all ranks.
 
-    Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term.
+    Raises Fmri2imgError when a loss or the gradient norm is not finite, on all ranks, naming step and term, and
+    StoppedError when a stop was asked for (`trainer.stopping`), after a checkpoint of the step that was under way.
     """
     saver = Saver(job.run, job.engine, job.identity, keep=job.config.keep)
     try:
-        return _train(job, saver, first_step)
+        with stopping.listening():
+            return _train(job, saver, first_step)
     finally:
         saver.join()  # what was trained up to its step is kept, whatever happened after
 
@@ -89,10 +92,10 @@ def _train(job: Job, saver: Saver, first_step: int) -> Path:
         done = batch.step + 1
         logged = done % config.log_every == 0 or done == config.steps
         speed.begin(batch.waited, logged=logged)
-        terms, norm, rate = _step(job, batch, speed, guarded=batch.step == first_step)
+        step = _step(job, batch, speed, guarded=batch.step == first_step)
         speed.end()
         if logged:
-            _record_step(job, done, terms, norm, rate, speed, waiting)
+            _record_step(job, done, step, speed, waiting)
         if done == config.steps or (done % config.validate_every == 0 and share.allows()):
             with share.counted():
                 metrics = _validate(job, done, best)
@@ -100,16 +103,29 @@ def _train(job: Job, saver: Saver, first_step: int) -> Path:
             path = job.pictures.draw(job.engine, done)
             if job.watch is not None:
                 job.watch.record(done, {"pictures/validation": path})
-        if done % config.checkpoint_every == 0 and done < config.steps:
+        if (done % config.checkpoint_every == 0 or step.stop) and done < config.steps:
             begun = time.perf_counter()
             saver.save(done, metrics=metrics, best=best)
             speed.stalled(time.perf_counter() - begun)
+            if step.stop:
+                saver.wait()
+                raise StoppedError(
+                    f"stopped after step {done} of {config.steps}: the same command goes on from there"
+                )
     return _save_final(job, saver, metrics, best)
 
 
-def _record_step(
-    job: Job, done: int, terms: Metrics, norm: float, rate: float, speed: Throughput, waiting: WaitGuard
-) -> None:
+@dataclass(frozen=True)
+class _Step:
+    """One update: the mean of every loss term over ranks, and whether any rank was asked to stop."""
+
+    terms: Metrics
+    norm: float
+    rate: float
+    stop: bool
+
+
+def _record_step(job: Job, done: int, step: _Step, speed: Throughput, waiting: WaitGuard) -> None:
     """The record of one step. Collective."""
     figures = speed.figures()
     if job.watch is None:
@@ -117,9 +133,9 @@ def _record_step(
     job.watch.record(
         done,
         {
-            **{f"train/{name}": value for name, value in terms.items()},
-            "train/gradient_norm": norm,
-            "train/learning_rate": rate,
+            **{f"train/{name}": value for name, value in step.terms.items()},
+            "train/gradient_norm": step.norm,
+            "train/learning_rate": step.rate,
             **{
                 f"train/learning_rate/{part}": value
                 for part, value in part_rates(job.config, done - 1).items()
@@ -147,11 +163,8 @@ def _save_final(job: Job, saver: Saver, metrics: Metrics, best: Best) -> Path:
     return path
 
 
-def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[Metrics, float, float]:
-    """One update. Returns the mean of every loss term over ranks, the gradient norm and the learning rate.
-
-    In a `guarded` step, ranks compare their graphs before anything is made of them.
-    """
+def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> _Step:
+    """One update. In a `guarded` step, ranks compare their graphs before anything is made of them."""
     engine, config = job.engine, job.config
     engine.decoder.train()
     if job.phases is not None:
@@ -196,7 +209,9 @@ def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[
         whole=job.losses,
         responses=responses,
     )
-    values = mean_over_ranks([float(value.detach()) for value in loss.terms.values()])
+    *values, stop = mean_over_ranks(
+        [*(float(value.detach()) for value in loss.terms.values()), stopping.asked()]
+    )
     terms = dict(zip(loss.terms, values, strict=True))
     for name, value in terms.items():
         if not math.isfinite(value):
@@ -216,7 +231,7 @@ def _step(job: Job, batch: Batch, speed: Throughput, *, guarded: bool) -> tuple[
             f"step {batch.step}: the gradient norm is {norm}: the weights of this step are not used; "
             "lower learning_rate, then run the same command to go on from the last checkpoint"
         )
-    return {"loss": loss.total(terms), **terms}, norm, rate
+    return _Step({"loss": loss.total(terms), **terms}, norm, rate, stop=stop > 0)
 
 
 def _where(batch: Batch, outputs: Outputs) -> str:

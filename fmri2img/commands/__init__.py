@@ -117,6 +117,8 @@ class Pretrain:
     """address of a running Ray cluster, or auto; this machine otherwise"""
     wait_for_nodes: float = 60.0
     """seconds to wait for nodes that have not joined yet or were lost"""
+    grace: float = 25.0
+    """seconds for a last checkpoint when the job is told to stop (SIGTERM, Ctrl-C)"""
     skip_preflight: bool = False
     """start without looking at nodes first: space, limits, and on a cluster equal versions and shared folders"""
     wandb: bool = False
@@ -135,7 +137,14 @@ class Pretrain:
             return print_recipe(recipe)
         subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
         workers = self.workers if self.workers is not None else max(1, self.emulate_nodes)
-        place = Place(workers, self.emulate_nodes, self.cluster, self.wait_for_nodes, not self.skip_preflight)
+        place = Place(
+            workers,
+            self.emulate_nodes,
+            self.cluster,
+            patience=self.wait_for_nodes,
+            preflight=not self.skip_preflight,
+            grace=self.grace,
+        )
         path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
         output().print(f"Checkpoint {path}")
 

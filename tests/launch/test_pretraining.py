@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import DamageError, Fmri2imgError, InputError
 from fmri2img.launch.cluster import Place, cluster
+from fmri2img.launch.events import read_events
 from fmri2img.launch.pretraining import _ours, _plain, read_workers
 from fmri2img.trainer.watch import read_records
 
@@ -98,14 +99,15 @@ def test_a_killed_driver_leaves_a_run_that_the_same_command_finishes(
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 75, err
-    assert (
-        err.splitlines()[-1]
-        == "fmri2img: error: stopped by SIGTERM: the same command goes on from what is done"
-    )
+    stopped = schema.resolve(run).manifest.step
+    assert err.splitlines() == [
+        f"fmri2img: error: stopped after step {stopped} of 30: the same command goes on from there"
+    ]
+    assert read_events(run)[-1]["reason"].startswith(f"stopped after step {stopped} ")
     _, alive = psutil.wait_procs(children, timeout=20)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
-    stopped = schema.resolve(run).manifest.step
     assert 10 <= stopped < 30
+    assert not list(run.glob(".*")), "nothing of the stop is left"
     result = subprocess.run(
         [SCRIPT, *words(world, run, flags)], capture_output=True, text=True, timeout=200, check=False
     )
@@ -204,6 +206,25 @@ def test_a_killed_process_of_torchrun_takes_the_others_along_and_the_same_comman
     assert weights(run) == weights(undisturbed[0])
     logged = [record["step"] for record in read_records(run) if "train/loss" in record]
     assert logged == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_step_under_way(
+    world: Any, flags: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = by_torchrun("pretrain", "--data", world.data, "--out", run, "--hold-out", "subj01", *flags)
+    command += ["--set", "pretraining.steps=20000", "--set", "pretraining.checkpoint_every=20000"]
+    group = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not read_records(run):
+        assert group.poll() is None, group.communicate()
+        time.sleep(0.02)
+    group.send_signal(signal.SIGTERM)
+    _, err = group.communicate(timeout=60)
+    assert group.returncode != 0
+    stopped = schema.resolve(run).manifest.step
+    assert f"stopped after step {stopped} of 20000" in err
+    assert schema.verify(schema.resolve(run).path) == []
 
 
 @pytest.mark.slow
