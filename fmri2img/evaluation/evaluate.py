@@ -6,7 +6,8 @@ import numpy as np
 
 from fmri2img.errors import InputError
 from fmri2img.evaluation.intervals import estimate
-from fmri2img.evaluation.metrics import pixcorr, resize, retrieval, ssim, two_way_identification
+from fmri2img.evaluation.metrics import retrieval, two_way_identification
+from fmri2img.evaluation.metrics_pictures import pixcorr, resize, ssim
 from fmri2img.evaluation.results import Evaluation, EvaluationSettings, Measure
 
 NAMED = 5
