@@ -1,4 +1,4 @@
-"""Where a job computes: `--devices auto`, `cpu`, `cuda`, or some GPUs of this machine by number, `cuda:0,1`."""
+"""Where and how a job computes: `--devices auto`, `cpu`, `cuda`, or some GPUs of this machine by number, `cuda:0,1`."""
 
 import os
 import re
@@ -73,6 +73,19 @@ def only(devices: Devices) -> Iterator[None]:
         os.environ.pop(VISIBLE)
         if before is not None:
             os.environ[VISIBLE] = before
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums of several threads differ in their last bits from those of one, and workers have other numbers of them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _here() -> int:

@@ -54,10 +54,8 @@ def last_step(run: Path) -> int:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the committed checkpoints that a run holds, sorted."""
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(step for path in folder.iterdir() if (step := schema.parse_step(path.name)) is not None)
+    steps = (schema.parse_step(path.name) for path in schema.step_folders(run))
+    return sorted(step for step in steps if step is not None)
 
 
 class Story:

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,9 @@ from fmri2img.datasets.manifest import ColumnEntry
 from fmri2img.datasets.samples import Samples
 from fmri2img.errors import Fmri2imgError
 from fmri2img.features.extractors import AnyExtractor
-from fmri2img.launch.cluster import WORKER, leave_source_tree, worker_environment
+from fmri2img.launch.cluster import leave_source_tree
+from fmri2img.launch.devices import one_thread
+from fmri2img.launch.slots import actor_options
 from fmri2img.launch.workers import Pool
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,7 +50,7 @@ class FeatureWorker:
         task = self.task
         self.dataset, device = Dataset.open(task.data), torch.device(task.device)
         extractor: Any = TypeAdapter(AnyExtractor).validate_python(task.extractor)
-        with one_thread(device):
+        with one_thread():
             self.loaded = extractor.load(device, DTYPES[task.precision], batch=task.batch)
             self.works = plan(self.dataset)
             return 0.0 if timed is None else self._time(self.works[timed])
@@ -59,15 +60,10 @@ class FeatureWorker:
         return write_new(self.dataset, self.task.space, self.works[number], self._features)
 
     def _features(self, dataset: Dataset, samples: Samples) -> np.ndarray:
-        with one_thread(self.loaded_on):
+        with one_thread():
             prepared = self.loaded.prepare(*read_inputs(dataset, samples))
             with self.busy:
                 return self.loaded.compute(prepared)
-
-    @property
-    def loaded_on(self) -> torch.device:
-        """Where the model is."""
-        return torch.device(self.task.device)
 
     def _time(self, work: Work) -> float:
         """Seconds of a batch, reading included; the second of two, because the first one compiles and allocates."""
@@ -95,18 +91,6 @@ class RemoteFeatureWorker:
     def make(self, number: int) -> dict[str, Any]:
         """Compute and write what is new in a shard; what the manifest says of the file."""
         return self.inner.make(number).model_dump()
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """On the CPU, sums of several threads differ from those of one, and workers have other numbers of them."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 Timed = Callable[[float], None]
@@ -140,13 +124,7 @@ def compute_spread(task: FeatureTask, columns: FeatureColumns, timed: Timed, wor
     todo = columns.todo
     if not todo:
         return
-    remote = ray.remote(RemoteFeatureWorker).options(
-        num_cpus=1,
-        num_gpus=1 if task.device == "cuda" else 0,
-        resources={WORKER: 1},
-        max_concurrency=IN_HAND,
-        runtime_env={"env_vars": worker_environment(threads=1)},
-    )
+    remote = ray.remote(RemoteFeatureWorker).options(**actor_options(task.device, in_hand=IN_HAND))
     first, told = timed_shard(columns, task.batch), list[float]()
 
     def loaded(answer: dict[str, Any]) -> None:

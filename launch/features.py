@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices, only
 from fmri2img.launch.feature_workers import DTYPES as PRECISIONS
 from fmri2img.launch.feature_workers import FeatureTask, compute_here, compute_spread
-from fmri2img.launch.workers import check_room
+from fmri2img.launch.slots import check_room
 from fmri2img.trainer.config import Recipe
 
 LARGE = 4096
@@ -133,8 +133,7 @@ def _start(settings: FeatureSettings, running: ExitStack) -> str:
         devices = choose_devices(settings.devices, place)
         running.enter_context(only(devices))
         running.enter_context(cluster(place))
-    task = cast(Any, FeatureTask("", Space("", (), "", {}), {}, devices.kind, "", 1))
-    check_room(place, task)
+    check_room(place, devices.kind)
     return devices.kind
 
 

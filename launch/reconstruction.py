@@ -19,8 +19,9 @@ from fmri2img.launch.folders import check_folder
 from fmri2img.launch.items import ReconstructionJob, Unit, units_of
 from fmri2img.launch.made import merge, one_generator
 from fmri2img.launch.reconstructor import Reconstructor, stream
+from fmri2img.launch.slots import check_room
 from fmri2img.launch.units import clear_stale, read_sidecar, unit_problem
-from fmri2img.launch.workers import Pool, Task, check_hope, check_room, start_workers
+from fmri2img.launch.workers import Pool, Task, check_hope, start_workers
 
 Progress = Callable[[int, int], None]
 JOB = "job.json"
@@ -64,7 +65,7 @@ def launch_reconstruction(
         elif missing:
             assert place is not None
             with only(devices or Devices(job.device)), cluster(place):
-                check_room(place, job)
+                check_room(place, job.device)
                 expect = _Weights(out, units, missing)
                 pool = Pool(
                     start_workers(task),

@@ -21,6 +21,7 @@ from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
 from fmri2img.errors import InputError, StoppedError
 from fmri2img.files import sha256_file
+from fmri2img.launch.devices import one_thread
 from fmri2img.launch.items import Item, ReconstructionJob, Unit, recipe_of, units_of
 from fmri2img.launch.units import unit_problem, write_unit
 from fmri2img.models.loading import load_decoder
@@ -95,7 +96,7 @@ class Reconstructor:
 
     def compute(self, unit: Unit, trials: Sequence[Trials]) -> tuple[Tensors, np.ndarray]:
         """Predictions {name: (n, ...)} and pictures (n, H, W, 3) uint8 of a unit's n items."""
-        with _one_thread(), _own_randomness(self.job, unit, self.device), torch.no_grad():
+        with one_thread(), _own_randomness(self.job, unit, self.device), torch.no_grad():
             features, retrieval = self._predict(unit.items, trials)
             pictures = self._generate(unit.items, features)
         predictions = {f"features.{name}": value for name, value in features.items()}
@@ -201,17 +202,6 @@ def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums of several threads differ in their last bits from those of one, and workers have other numbers of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

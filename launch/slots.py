@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fmri2img.launch.cluster import WORKER
+from fmri2img.errors import InputError
+from fmri2img.launch.cluster import WORKER, Place, worker_environment
 
 PROBE_SECONDS = 10.0
 
@@ -16,12 +17,44 @@ def has_gpus() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def worker_resources() -> dict[str, float]:
-    """What one worker takes. Clusters that we or our job files start count workers by a resource of their own."""
+def worker_resources(*, gpu: bool | None = None) -> dict[str, float]:
+    """What one worker takes; a GPU where there are any, unless `gpu` says.
+
+    Clusters that we or our job files start count workers by a resource of their own.
+    """
     import ray
 
-    offered = ray.cluster_resources()
-    return {"CPU": 1.0} | {name: 1.0 for name in ("GPU", WORKER) if offered.get(name, 0) > 0}
+    takes = {"CPU": 1.0}
+    if ray.cluster_resources().get(WORKER, 0) > 0:
+        takes[WORKER] = 1.0
+    if has_gpus() if gpu is None else gpu:
+        takes["GPU"] = 1.0
+    return takes
+
+
+def actor_options(device: str, *, in_hand: int) -> dict[str, Any]:
+    """Ray's options for one worker that computes on `device`, cpu or cuda, and has `in_hand` things to do at a time."""
+    takes = worker_resources(gpu=device == "cuda")
+    return {
+        "num_cpus": takes.pop("CPU"),
+        "num_gpus": takes.pop("GPU", 0),
+        "resources": takes,
+        "max_concurrency": in_hand,
+        "runtime_env": {"env_vars": worker_environment(threads=1)},
+    }
+
+
+def check_room(place: Place, device: str) -> None:
+    """Raise InputError when a running cluster can never place that many workers. Ray itself would wait for ever."""
+    import ray
+
+    has = ray.cluster_resources()
+    for name, each in worker_resources(gpu=device == "cuda").items():
+        if has.get(name, 0) < each * place.workers:
+            raise InputError(
+                f"--workers {place.workers}: the cluster has {has.get(name, 0):g} of {name}, each takes {each:g}: use "
+                "fewer, or add nodes"
+            )
 
 
 def alive_nodes() -> dict[str, str] | None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmri2img.errors import Fmri2imgError, InputError, StoppedError
-from fmri2img.launch.cluster import WORKER, Place, leave_source_tree, worker_environment
+from fmri2img.errors import Fmri2imgError, StoppedError
+from fmri2img.launch.cluster import leave_source_tree
 from fmri2img.launch.items import ReconstructionJob
 from fmri2img.launch.reconstructor import Reconstructor
+from fmri2img.launch.slots import actor_options
 
 TRIES = 2  # of a unit that fails, each by another worker
 DEATHS = 3  # of workers that had one unit in hand, or were loading models in a row
@@ -69,29 +70,9 @@ def start_workers(task: Task) -> Callable[[], Any]:
     """A function that starts one worker, which takes one GPU where the job computes on GPUs."""
     import ray
 
-    remote = ray.remote(RemoteReconstructor).options(
-        num_cpus=1,
-        num_gpus=1 if task.job.device == "cuda" else 0,
-        resources={WORKER: 1} if ray.cluster_resources().get(WORKER) else None,
-        max_concurrency=task.in_hand,
-        runtime_env={"env_vars": worker_environment(threads=1)},
-    )
+    remote = ray.remote(RemoteReconstructor).options(**actor_options(task.job.device, in_hand=task.in_hand))
     job = task.job.model_dump(mode="json")
     return lambda: remote.remote(job, str(task.checkpoint), str(task.data), str(task.out))
-
-
-def check_room(place: Place, job: ReconstructionJob) -> None:
-    """Raise InputError when a running cluster can never place that many workers. Ray itself would wait for ever."""
-    import ray
-
-    has = ray.cluster_resources()
-    taken = [WORKER if WORKER in has else "CPU", *(["GPU"] if job.device == "cuda" else [])]
-    for name in taken:
-        if has.get(name, 0) < place.workers:
-            raise InputError(
-                f"--workers {place.workers}: the cluster has {has.get(name, 0):g} of {name}, each takes 1: use fewer, "
-                "or add nodes"
-            )
 
 
 class Pool:

@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from fmri2img.errors import DamageError, Fmri2imgError, InputError, StoppedError
-from fmri2img.launch import workers
-from fmri2img.launch.cluster import Place
+from fmri2img.launch.cluster import WORKER, Place
+from fmri2img.launch.slots import actor_options, check_room, worker_resources
 from fmri2img.launch.workers import DEATHS, HOPELESS, TRIES, Pool
 
 ERRORS = {"break": RuntimeError, "damage": DamageError, "refuse": InputError, "fill": StoppedError}
@@ -147,16 +147,30 @@ def test_when_all_units_fail_the_job_ends_early(make: Any) -> None:
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    job: Any = SimpleNamespace(device="cpu")
-    gpu: Any = SimpleNamespace(device="cuda")
     has = {"CPU": 8.0, "fmri2img_worker": 2.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: has)
-    workers.check_room(Place(2), job)
+    check_room(Place(2), "cpu")
     with pytest.raises(InputError, match="--workers 3: the cluster has 2 of fmri2img_worker, each takes 1"):
-        workers.check_room(Place(3), job)
+        check_room(Place(3), "cpu")
     with pytest.raises(InputError, match="the cluster has 0 of GPU"):
-        workers.check_room(Place(2), gpu)
+        check_room(Place(2), "cuda")
     del has["fmri2img_worker"]  # a cluster that somebody else started
-    workers.check_room(Place(8), job)
+    check_room(Place(8), "cpu")
     with pytest.raises(InputError, match="--workers 9: the cluster has 8 of CPU"):
-        workers.check_room(Place(9), job)
+        check_room(Place(9), "cpu")
+
+
+def test_a_worker_asks_for_our_resource_only_where_the_cluster_offers_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Features, reconstruction and training alike: on a cluster without it Ray would wait for ever."""
+    has = {"CPU": 8.0, "GPU": 2.0, WORKER: 2.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+    ours = actor_options("cuda", in_hand=3)
+    assert (ours["num_cpus"], ours["num_gpus"], ours["resources"]) == (1, 1, {WORKER: 1})
+    assert ours["max_concurrency"] == 3
+    assert actor_options("cpu", in_hand=1)["num_gpus"] == 0
+    assert worker_resources() == {"CPU": 1, "GPU": 1, WORKER: 1}
+    del has[WORKER]
+    assert actor_options("cuda", in_hand=3)["resources"] == {}
+    assert worker_resources() == {"CPU": 1, "GPU": 1}
