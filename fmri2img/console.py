@@ -95,3 +95,13 @@ def _lines(title: str, unit: str, console: Console) -> Tell:
         console.print(f"  {title}: {done}/{total} {unit}, {rate:.1f}/s{left} {note}".rstrip())
 
     return tell
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in words, such as 1.5 GB."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

@@ -8,9 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fmri2img.console import Tell, output, stage
+from fmri2img.console import Tell, output, size_text, stage
 from fmri2img.datasets import Dataset
 from fmri2img.datasets.feature_columns import FeatureColumns, Space, plan
 from fmri2img.datasets.features import DTYPES, add_columns
@@ -173,12 +171,13 @@ def _check_room_on_disk(dataset: Dataset, space: Space, *, told: bool) -> None:
     if told or needed > 10**8:
         output().print(
             f"Features {space.name}: {distinct} pictures of {rows} samples, {_times(space.shape)} as {space.dtype}: "
-            f"{_size(needed)}, {_size(free)} free"
+            f"{size_text(needed)}, {size_text(free)} free"
         )
     if needed - there > free:
+        smaller = ", or store half of it with --dtype float16" if width == 4 else ""
         raise InputError(
-            f"the features {space.name} need {_size(needed - there)} and {dataset.path} has {_size(free)} free: make "
-            + ("room" if width == 2 else "room, or store half of it with --dtype float16")
+            f"the features {space.name} need {size_text(needed - there)} and {dataset.path} has {size_text(free)} "
+            f"free: make room{smaller}"
         )
 
 
@@ -200,8 +199,3 @@ def _tell_time(tell: Tell, columns: FeatureColumns, settings: FeatureSettings, s
 
 def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(str(n) for n in shape)
-
-
-def _size(count: float) -> str:
-    power = min(int(np.log10(max(count, 1)) // 3), 4)
-    return f"{count / 1000**power:.{0 if power == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,9 +19,11 @@ from fmri2img.trainer.objectives import (
     Place,
     ResponseLosses,
     fixed_noise,
+    joined_outputs,
     judge,
     judge_whole,
     noised,
+    split_rows,
 )
 
 Metrics = dict[str, float]
@@ -125,9 +127,7 @@ def _predict(
     counts = [len(rows) for rows in responses.values()]
     parts = max(1, math.ceil(sum(counts) / ROWS))
     split = {name: rows.tensor_split(parts) for name, rows in responses.items()}
-    by_subject = [places.tensor_split(parts) for places in torch.arange(sum(counts)).split(counts)]
-    places = [torch.cat([rows[part] for rows in by_subject]) for part in range(parts)]
-    back = torch.cat(places).argsort()
+    places = split_rows(counts, parts)
     found = []
     for part, rows in enumerate(places):
         true = {name: features[name][rows].to(engine.device) for name in draws}
@@ -137,21 +137,9 @@ def _predict(
             {name: each[part].to(engine.device) for name, each in split.items()}, asked
         )
         found.append(
-            (latent.cpu(), *({name: value.cpu() for name, value in some.items()} for some in others))
+            Outputs(latent.cpu(), *({name: value.cpu() for name, value in some.items()} for some in others))
         )
-
-    def whole(pieces: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(pieces))[back]
-
-    def of(some: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: whole([piece[name] for piece in some]) for name in some[0]}
-
-    def by_name(some: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([piece[name] for piece in some]) for name in some[0]}
-
-    latents, predicted, directions, denoised, rebuilt, returned = zip(*found, strict=True)
-    rows_of_all = (of(predicted), of(directions), of(denoised))
-    return Outputs(whole(latents), *rows_of_all, by_name(rebuilt), by_name(returned))
+    return joined_outputs(found, places)
 
 
 def _take(drawn: Draws, rows: slice | Tensor) -> Draws:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from fmri2img.console import output, stage
+from fmri2img.console import output, size_text, stage
 from fmri2img.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class DataFetch:
             ]
             output().print(f"Parts left out: {', '.join(unused) or 'none'}", markup=False)
         output().print(
-            f"{len(files)} files, {_size(sum(file.bytes for file in files))}; to fetch: {len(todo)} files, "
-            f"{_size(bytes_to_fetch(todo, self.out))}; free in {self.out}: {_size(free_bytes(self.out))}",
+            f"{len(files)} files, {size_text(sum(file.bytes for file in files))}; to fetch: {len(todo)} files, "
+            f"{size_text(bytes_to_fetch(todo, self.out))}; free in {self.out}: {size_text(free_bytes(self.out))}",
             markup=False,
         )
         if self.dry_run:
@@ -114,9 +114,9 @@ def _accept_terms(flag: bool) -> None:
 def _show(files: "list[Remote]") -> None:
     for name in _parts(files):
         part = [file for file in files if file.part == name]
-        output().print(f"{name}: {len(part)} files, {_size(sum(file.bytes for file in part))}")
+        output().print(f"{name}: {len(part)} files, {size_text(sum(file.bytes for file in part))}")
         for file in part:
-            output().print(f"  {_size(file.bytes):>9}  {file.file}", markup=False)
+            output().print(f"  {size_text(file.bytes):>9}  {file.file}", markup=False)
 
 
 def _parts(files: "list[Remote]") -> list[str]:
@@ -125,12 +125,3 @@ def _parts(files: "list[Remote]") -> list[str]:
 
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for word in words for name in word.split(",") if name)
-
-
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

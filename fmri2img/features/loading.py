@@ -64,8 +64,10 @@ def beside(subfolder: str, file: str) -> str:
     return f"{subfolder}/{file}" if subfolder else file
 
 
-def load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """A frozen transformers or diffusers model of a local folder, from safetensors.
+def load_model(
+    kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, variant: str | None = None
+) -> Any:
+    """A frozen transformers or diffusers model of a local folder, from safetensors, those named `variant` if asked.
 
     Raises InputError when it cannot be read, or lacks weights, which the libraries would fill at random.
     """
@@ -76,6 +78,7 @@ def load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torch
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
+                variant=variant,
                 output_loading_info=True,
                 **{key: dtype},
             )

@@ -108,7 +108,7 @@ class LoadedDiffusion:
             self.folder, "vae", self.device, dtype, chunk=config.decode_batch, levels=config.levels
         )
         side = config.size or int(self.unet.config.sample_size) * self.autoencoder.factor
-        if side % (8 * self.autoencoder.factor) and side % self.autoencoder.factor:
+        if side % self.autoencoder.factor:
             raise InputError(
                 f"size {side} must be a multiple of {self.autoencoder.factor} for {config.model}"
             )

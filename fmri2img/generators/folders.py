@@ -1,15 +1,13 @@
 """Components out of a model folder in the layout of diffusers or transformers: safetensors, whole, or refused."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from fmri2img.errors import InputError
+from fmri2img.features.loading import load_model
 from fmri2img.files import sha256_file
 from fmri2img.weights import folder_of
 
@@ -61,48 +59,15 @@ class ModelFolder:
         files = sorted(folder.glob("*.safetensors"))
         half = [file for file in files if ".fp16" in file.suffixes]
         variant = "fp16" if files and len(half) == len(files) else None
-        key = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
-        try:
-            with _silent():
-                model, told = kind.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    variant=variant,
-                    output_loading_info=True,
-                    **{key: dtype},
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
-        if told["missing_keys"] or told["mismatched_keys"]:
-            lacking = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
-            raise InputError(
-                f"{folder} lacks {len(lacking)} weights of {kind.__name__}, {lacking[0]} for one: "
-                f"fetch {self.name} again"
-            )
+        model = load_model(kind, folder, device, dtype, variant=variant)
         self.used += half if variant else [file for file in files if file not in half]
-        return model.eval().requires_grad_(False).to(device)
+        return model
 
     def digests(self) -> dict[str, str]:
         """{model name/file: SHA-256} of every file of weights that was read."""
         return {
             f"{self.name}/{file.relative_to(self.path)}": sha256_file(file) for file in sorted(set(self.used))
         }
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without the bars of transformers, which a worker would draw beside ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _patterns(part: str) -> list[str]:

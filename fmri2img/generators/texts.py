@@ -33,6 +33,17 @@ def embed_words(folder: ModelFolder, texts: list[str], device: torch.device, dty
     return Words(torch.cat(parts, dim=-1), second.text_embeds)
 
 
+def token_ids(folder: ModelFolder, part: str, texts: list[str], longest: int) -> Tensor:
+    """Ids (n, tokens) of n texts, padded and cut to the tokenizer's length, at most `longest`."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder.path / part, local_files_only=True)
+    length = min(tokenizer.model_max_length, longest)
+    padded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = padded.input_ids
+    return ids
+
+
 def _encode(
     folder: ModelFolder, number: str, texts: list[str], device: torch.device, dtype: torch.dtype
 ) -> Any:
@@ -48,11 +59,5 @@ def _encode(
             f"{folder.name}: its text encoder is {named[0]}, which must be one of {', '.join(kinds)}"
         )
     model = folder.model(f"text_encoder{number}", kinds[named[0]], device, dtype)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(
-        folder.path / f"tokenizer{number}", local_files_only=True
-    )
-    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    ids = tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+    ids = token_ids(folder, f"tokenizer{number}", texts, model.config.max_position_embeddings)
     return model(ids.to(device), output_hidden_states=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fmri2img.errors import InputError
 from fmri2img.generators.denoising import Conditions
 from fmri2img.generators.diffusion import DiffusionGenerator, LoadedDiffusion
+from fmri2img.generators.texts import token_ids
 
 
 class VersatileGenerator(DiffusionGenerator):
@@ -97,14 +98,10 @@ class LoadedVersatile(LoadedDiffusion):
 
     @torch.no_grad()
     def _empty_text(self) -> Tensor:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import CLIPTextModelWithProjection
 
         model = self.folder.model("text_encoder", CLIPTextModelWithProjection, self.device, self.dtype)
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder.path / "tokenizer", local_files_only=True)
-        length = model.config.max_position_embeddings
-        ids = tokenizer(
-            [""], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = token_ids(self.folder, "tokenizer", [""], model.config.max_position_embeddings)
         told = model(ids.to(self.device))
         return model.text_projection(told.last_hidden_state) / told.text_embeds[:, None].norm(
             dim=-1, keepdim=True

@@ -108,7 +108,9 @@ def test_a_missing_weight_is_not_replaced_by_noise(tiny: Tiny, tmp_path: Path) -
     tensors = load_file(file)
     del tensors["conv_in.weight"]
     save_file(tensors, file)
-    with pytest.raises(InputError, match=r"unet lacks 1 weights of UNet2DConditionModel, conv_in\.weight"):
+    with pytest.raises(
+        InputError, match=r"unet lacks 1 weights of UNet2DConditionModel, such as conv_in\.weight"
+    ):
         tiny.config("sd", model=str(folder)).load("cpu")
 
 

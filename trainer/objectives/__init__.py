@@ -1,6 +1,6 @@
 """Losses as pure functions, what a recipe says of them, and their weighted sum over the spaces of a recipe."""
 
-from fmri2img.trainer.objectives.caching import MicroBatches
+from fmri2img.trainer.objectives.caching import MicroBatches, joined_outputs, split_rows
 from fmri2img.trainer.objectives.composite import LossTerms, decoder_loss, judge, judge_whole
 from fmri2img.trainer.objectives.contrastive import (
     bimixco_loss,
@@ -37,6 +37,7 @@ __all__ = [
     "draw_mixing",
     "draw_noise",
     "fixed_noise",
+    "joined_outputs",
     "judge",
     "judge_whole",
     "l1_loss",
@@ -46,4 +47,5 @@ __all__ = [
     "response_loss",
     "soft_contrastive_loss",
     "softclip_loss",
+    "split_rows",
 ]

@@ -7,7 +7,8 @@ arXiv 2101.06983). They cache only the embeddings that a contrastive loss reads;
 cache, so that one code path serves any sum of losses.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -47,9 +48,7 @@ class MicroBatches:
         self._responses = [
             {name: rows.chunk(parts)[part] for name, rows in responses.items()} for part in range(parts)
         ]
-        places = torch.arange(sum(len(rows) for rows in responses.values()))
-        by_subject = places.split([len(rows) for rows in responses.values()])
-        self._places = [torch.cat([rows.chunk(parts)[part] for rows in by_subject]) for part in range(parts)]
+        self._places = split_rows([len(rows) for rows in responses.values()], parts)
         self._noised = noised
         self._outputs: Outputs | None = None
 
@@ -59,26 +58,9 @@ class MicroBatches:
             return self._pass(0)
         with torch.no_grad():
             found = [self._pass(part) for part in range(self.parts)]
-        back = torch.cat(self._places).argsort()
-
-        def whole(pieces: list[Tensor]) -> Tensor:
-            return torch.cat(pieces)[back.to(pieces[0].device)].requires_grad_()
-
-        def each(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-            return {name: whole([piece[name] for piece in pieces]) for name in pieces[0]}
-
-        def by_subject(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-            # One subject's rows stand one part after another.
-            return {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
-
-        self._outputs = Outputs(
-            whole([piece.latent for piece in found]),
-            each([piece.features for piece in found]),
-            each([piece.directions for piece in found]),
-            each([piece.denoised for piece in found]),
-            by_subject([piece.rebuilt for piece in found]),
-            by_subject([piece.returned for piece in found]),
-        )
+        self._outputs = joined_outputs(found, self._places)
+        for output in chain(*_flat(self._outputs)):
+            output.requires_grad_()
         return self._outputs
 
     def backward(self, loss: Tensor) -> None:
@@ -122,3 +104,28 @@ def _flat(outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
     for some in (outputs.features, outputs.directions, outputs.denoised):
         rows += some.values()
     return rows, [*outputs.rebuilt.values(), *outputs.returned.values()]
+
+
+def split_rows(counts: Sequence[int], parts: int) -> list[Tensor]:
+    """Rows of subjects that stand one after another, `counts` of each, cut so that every part holds every subject."""
+    by_subject = [rows.tensor_split(parts) for rows in torch.arange(sum(counts)).split(list(counts))]
+    return [torch.cat([rows[part] for rows in by_subject]) for part in range(parts)]
+
+
+def joined_outputs(found: Sequence[Outputs], places: Sequence[Tensor]) -> Outputs:
+    """The outputs for all rows in their order, from those of parts whose rows were `places`."""
+    back = torch.cat(list(places)).argsort()
+
+    def whole(pieces: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(pieces))[back.to(pieces[0].device)]
+
+    def each(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: whole([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def by_subject(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        # One subject's rows stand one part after another.
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    latent, features, directions, denoised, rebuilt, returned = zip(*found, strict=True)
+    rows = whole(latent), each(features), each(directions), each(denoised)
+    return Outputs(*rows, by_subject(rebuilt), by_subject(returned))
