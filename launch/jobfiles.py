@@ -94,6 +94,18 @@ class JobFile(BaseModel):
         ]
 
 
+class ScriptJob(JobFile):
+    """A job that is a shell script, which can do without Ray."""
+
+    torchrun: bool = Field(default=False, description="start processes with torchrun, without Ray")
+
+    @model_validator(mode="after")
+    def _torchrun_trains(self) -> Self:
+        if self.torchrun and self.command[0] != "pretrain":
+            raise ValueError(f"torchrun runs pretrain, not {self.command[0]}: leave --torchrun out")
+        return self
+
+
 def render(template: str, job: JobFile, **values: Any) -> str:
     """A script from a template; `job` and `values` are its names, and the filter `shell` quotes one word or several."""
     environment = Environment(

@@ -3,6 +3,7 @@
 Written for KubeRay 1.5.1 or newer (its `authOptions`: the operator makes the token and hands it to every pod).
 """
 
+import shlex
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from fmri2img.launch.cluster import OBJECT_STORE, WORKER
 from fmri2img.launch.jobfiles import JobFile, Word
 
-DATA, SHM = "work", "shm"
+DATA, SHM = "data", "shm"
 
 
 class KubernetesJob(JobFile):
@@ -21,7 +22,7 @@ class KubernetesJob(JobFile):
     name: Word = Field(default="fmri2img", pattern=r"^[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?$")
     namespace: Word | None = None
     claim: Word = Field(description="persistent volume claim that all pods can write to (ReadWriteMany)")
-    mount: Word = Field(default="/work", pattern="^/", description="where the claim is mounted")
+    mount: Word = Field(default="/data", pattern="^/", description="where the claim is mounted")
     memory: Word = Field(default="32Gi", description="of a pod")
     shared_memory: Word = Field(default="8Gi", description="size of /dev/shm of a pod")
     gpu_resource: Word = "nvidia.com/gpu"
@@ -70,7 +71,7 @@ class KubernetesJob(JobFile):
             "kind": "RayJob",
             "metadata": {"name": self.name} | ({"namespace": self.namespace} if self.namespace else {}),
             "spec": {
-                "entrypoint": _joined(self.words("--cluster", "auto")),
+                "entrypoint": shlex.join(self.words("--cluster", "auto")),
                 "submissionMode": "K8sJobMode",
                 "backoffLimit": self.retries,
                 "shutdownAfterJobFinishes": True,
@@ -123,9 +124,3 @@ class KubernetesJob(JobFile):
                 ],
             }
         }
-
-
-def _joined(words: list[str]) -> str:
-    import shlex
-
-    return shlex.join(words)

@@ -7,10 +7,10 @@ started by torchrun instead of Ray.
 
 from pydantic import Field, model_validator
 
-from fmri2img.launch.jobfiles import JobFile, Line, Word, render
+from fmri2img.launch.jobfiles import Line, ScriptJob, Word, render
 
 
-class SlurmJob(JobFile):
+class SlurmJob(ScriptJob):
     """A Slurm job. Names are those of sbatch's options."""
 
     time: Word = Field(
@@ -34,15 +34,12 @@ class SlurmJob(JobFile):
     sbatch: tuple[Line, ...] = Field(
         default=(), description="more options of sbatch, such as --reservation=NAME"
     )
-    torchrun: bool = Field(default=False, description="start processes with torchrun, without Ray")
 
     @model_validator(mode="after")
     def _options(self) -> "SlurmJob":
         for option in self.sbatch:
             if not option.startswith("--"):
                 raise ValueError(f"{option} is no option of sbatch: write it as --name=value")
-        if self.torchrun and self.command[0] != "pretrain":
-            raise ValueError(f"torchrun runs pretrain, not {self.command[0]}: leave --torchrun out")
         return self
 
     def options(self) -> list[str]:

@@ -6,16 +6,15 @@ The token goes through its standard input, so that it stands on no command line.
 
 from pydantic import Field, model_validator
 
-from fmri2img.launch.jobfiles import JobFile, Word, render
+from fmri2img.launch.jobfiles import ScriptJob, Word, render
 
 
-class SshJob(JobFile):
+class SshJob(ScriptJob):
     """Hosts that one can log in to without a password and that see the same folders."""
 
     hosts: tuple[Word, ...] = Field(min_length=1, description="as ssh takes them; the first is the head")
     head_address: Word | None = Field(default=None, description="of the first host as others see it")
     port: int = Field(default=6379, ge=1024, le=65535)
-    torchrun: bool = Field(default=False, description="start processes with torchrun, without Ray")
 
     @model_validator(mode="after")
     def _one_node_a_host(self) -> "SshJob":
@@ -28,8 +27,6 @@ class SshJob(JobFile):
             raise ValueError(f"{self.nodes} nodes and {len(self.hosts)} hosts: there is one node a host")
         if any(host.startswith("-") for host in self.hosts):
             raise ValueError("a host's name cannot begin with -")
-        if self.torchrun and self.command[0] != "pretrain":
-            raise ValueError(f"torchrun runs pretrain, not {self.command[0]}: leave --torchrun out")
         return self
 
     def script(self) -> str:

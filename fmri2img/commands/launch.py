@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,19 +36,6 @@ class Shared:
     """seconds to wait for nodes that have not joined yet or were lost"""
     setup: UseAppendAction[tuple[str, ...]] = ()
     """a shell line that every node runs first, such as "module load cuda"; may be given several times"""
-
-    def values(self, command: tuple[str, ...]) -> dict[str, Any]:
-        """The fields of a `JobFile`."""
-        return {
-            "command": command,
-            "name": self.name,
-            "nodes": self.nodes,
-            "gpus_per_node": self.gpus_per_node,
-            "workers_per_node": self.workers_per_node,
-            "cpus_per_node": self.cpus_per_node,
-            "wait_for_nodes": self.wait_for_nodes,
-            "setup": self.setup,
-        }
 
 
 @dataclass(frozen=True)
@@ -84,23 +71,7 @@ class LaunchSlurm:
     def run(self) -> None:
         from fmri2img.launch.slurm import SlurmJob
 
-        own = {
-            name: getattr(self, name)
-            for name in (
-                "time",
-                "lead",
-                "requeues",
-                "partition",
-                "account",
-                "qos",
-                "constraint",
-                "memory",
-                "interface",
-                "sbatch",
-                "torchrun",
-            )
-        }
-        job = made(SlurmJob, **self.flags.values(self.command), **own)
+        job = made(SlurmJob, **given(self))
         write(self.flags.out, job, job.script(), executable=True, then=f"sbatch {self.flags.out}")
 
 
@@ -109,13 +80,13 @@ class LaunchKubernetes:
     """A RayJob for the KubeRay operator: one pod a node, all with one shared volume."""
 
     command: Words
-    """after --: the command to run, such as pretrain --data /work/D --out /work/RUN"""
+    """after --: the command to run, such as pretrain --data /data/D --out /data/RUN"""
     flags: OmitArgPrefixes[Shared]
     image: str
     """container image, made with docker/Dockerfile.cuda or docker/Dockerfile.cpu"""
     claim: str
     """persistent volume claim that all pods can write to"""
-    mount: str = "/work"
+    mount: str = "/data"
     """where pods see it"""
     namespace: str | None = None
     """namespace"""
@@ -135,22 +106,7 @@ class LaunchKubernetes:
     def run(self) -> None:
         from fmri2img.launch.kubernetes import KubernetesJob
 
-        own = {
-            name: getattr(self, name)
-            for name in (
-                "image",
-                "claim",
-                "mount",
-                "namespace",
-                "memory",
-                "shared_memory",
-                "ray_version",
-                "retries",
-                "wandb_secret",
-                "token_secret",
-            )
-        }
-        job = made(KubernetesJob, **self.flags.values(self.command), **own)
+        job = made(KubernetesJob, **given(self))
         write(self.flags.out, job, job.text(), executable=False, then=f"kubectl apply -f {self.flags.out}")
 
 
@@ -175,15 +131,7 @@ class LaunchSsh:
 
         if self.flags.nodes not in (1, len(self.hosts)):
             raise InputError(f"--nodes {self.flags.nodes}: there is one node a host, leave it out")
-        values = self.flags.values(self.command) | {"nodes": len(self.hosts)}
-        job = made(
-            SshJob,
-            **values,
-            hosts=self.hosts,
-            head_address=self.head_address,
-            port=self.port,
-            torchrun=self.torchrun,
-        )
+        job = made(SshJob, **given(self) | {"nodes": len(self.hosts)})
         write(self.flags.out, job, job.script(), executable=True, then=f"bash {self.flags.out}")
 
 
@@ -202,6 +150,13 @@ class Launch:
 
     def run(self) -> None:
         self.action.run()
+
+
+def given(flags: LaunchSlurm | LaunchKubernetes | LaunchSsh) -> dict[str, Any]:
+    """The fields of a job, each from the flag of its name."""
+    told = {field.name: getattr(part, field.name) for part in (flags.flags, flags) for field in fields(part)}
+    del told["flags"], told["out"]
+    return told
 
 
 def made(kind: Any, **values: Any) -> Any:

@@ -110,7 +110,7 @@ def test_a_rayjob_has_what_the_operator_and_the_job_need(tmp_path: Path) -> None
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in part["template"]["spec"]["volumes"]}
         assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-        assert volumes[mounts["/work"]]["persistentVolumeClaim"] == {"claimName": "nsd"}
+        assert volumes[mounts["/data"]]["persistentVolumeClaim"] == {"claimName": "nsd"}
         (key,) = [entry for entry in container["env"] if entry["name"] == "WANDB_API_KEY"]
         assert key["valueFrom"]["secretKeyRef"] == {"name": "wandb", "key": "api-key"}
 
@@ -133,6 +133,12 @@ def test_a_rayjob_has_what_the_operator_and_the_job_need(tmp_path: Path) -> None
         ),
         (["ssh", "--hosts", "a", "a"], PRETRAIN, "a stands more than once"),
         (["ssh", "--hosts", "a", "b", "--nodes", "3"], PRETRAIN, "one node a host"),
+        (["slurm", "--torchrun"], ["--", "reconstruct"], "torchrun runs pretrain, not reconstruct"),
+        (
+            ["ssh", "--hosts", "a", "--torchrun"],
+            ["--", "reconstruct"],
+            "torchrun runs pretrain, not reconstruct",
+        ),
         (["kubernetes", "--image", "i", "--claim", "c", "--name", "My_Job"], PRETRAIN, "--name My_Job"),
     ],
 )
