@@ -21,7 +21,7 @@ SETTINGS = {
 }
 FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 UNITS = 10 * 3 * 4 // 2  # pictures, repeats, samples
-KILLS = 13
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
