@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmri2img.errors import InputError
 from fmri2img.features.loaded import LoadedModel
-from fmri2img.features.loading import ModelExtractor, beside, load_model
+from fmri2img.features.loading import ModelExtractor, beside, load_model, load_tokenizer
 from fmri2img.hub import CONFIG, TOKENIZER, WEIGHTS
 
 
@@ -54,7 +54,8 @@ class ClipText(ModelExtractor):
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, batch: int = 64
     ) -> LoadedModel:
-        tokenizer, length = self._tokenizer(), self._config().max_position_embeddings
+        tokenizer = load_tokenizer(self.home() / ("tokenizer" if self.subfolder else ""))
+        length = self._config().max_position_embeddings
         model = self._load(device, dtype)
 
         def rows_of(picture: np.ndarray, captions: Sequence[str]) -> Tensor:
@@ -88,14 +89,3 @@ class ClipText(ModelExtractor):
         if self.output == "tokens" and self.scale == "none":
             return load_model(CLIPTextModel, self.home() / self.subfolder, device, dtype)
         return load_model(CLIPTextModelWithProjection, self.home() / self.subfolder, device, dtype)
-
-    def _tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        home = self.home() / ("tokenizer" if self.subfolder else "")
-        if not (home / "tokenizer.json").is_file() and not (home / "vocab.json").is_file():
-            raise InputError(f"{home} holds no tokenizer: bring tokenizer.json, or vocab.json and merges.txt")
-        try:
-            return CLIPTokenizer.from_pretrained(home, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"the tokenizer in {home} cannot be loaded: {error}") from error

@@ -93,6 +93,18 @@ def load_model(
     return model.eval().requires_grad_(False).to(device)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer of a local folder. Raises InputError when it is not there or cannot be read."""
+    from transformers import CLIPTokenizer
+
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise InputError(f"{folder} holds no tokenizer: bring tokenizer.json, or vocab.json and merges.txt")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Half a CLIP is loaded on purpose, and transformers reports the other half as unexpected; its bars go too."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmri2img.errors import InputError
+from fmri2img.features.loading import load_tokenizer
 from fmri2img.generators.folders import ModelFolder
 
 
@@ -35,9 +37,7 @@ def embed_words(folder: ModelFolder, texts: list[str], device: torch.device, dty
 
 def token_ids(folder: ModelFolder, part: str, texts: list[str], longest: int) -> Tensor:
     """Ids (n, tokens) of n texts, padded and cut to the tokenizer's length, at most `longest`."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder.path / part, local_files_only=True)
+    tokenizer = load_tokenizer(folder.path / part)
     length = min(tokenizer.model_max_length, longest)
     padded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = padded.input_ids
@@ -48,8 +48,6 @@ def _encode(
     folder: ModelFolder, number: str, texts: list[str], device: torch.device, dtype: torch.dtype
 ) -> Any:
     import transformers
-
-    from fmri2img.errors import InputError
 
     kinds: dict[str, Any] = {"CLIPTextModel": transformers.CLIPTextModel}
     kinds["CLIPTextModelWithProjection"] = transformers.CLIPTextModelWithProjection

@@ -114,6 +114,15 @@ def test_a_missing_weight_is_not_replaced_by_noise(tiny: Tiny, tmp_path: Path) -
         tiny.config("sd", model=str(folder)).load("cpu")
 
 
+def test_an_emptied_tokenizer_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny, "sd", tmp_path / "sd")
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    with pytest.raises(InputError, match=r"sd/tokenizer holds no tokenizer: bring tokenizer\.json"):
+        tiny.config("sd", model=str(folder)).load("cpu")
+
+
 def test_a_cut_file_is_named(tiny: Tiny, tmp_path: Path) -> None:
     folder = copied(tiny, "sd", tmp_path / "sd")
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
