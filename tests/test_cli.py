@@ -46,6 +46,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("pretrain --data x --out y --set steps", "--set 'steps' must be key=value"),
         ("pretrain --data x --out y --recipe bogus", "there is no recipe 'bogus': use one of default"),
         ("reconstruct --from x --data y --out z --workers -1", "--workers -1: use 0 to work in this process"),
+        ("reconstruct --from x --data y --out z --workers 0 --cluster a:1", "--cluster a:1: say with --workers"),
         ("report", "give the folder of at least one evaluated reconstruction"),
     ],
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import (
     CascadeSubcommandArgs,
@@ -23,6 +23,9 @@ from fmri2img.commands.simulation import SimulationModels
 from fmri2img.commands.status import Status
 from fmri2img.console import output
 from fmri2img.errors import InputError
+
+if TYPE_CHECKING:
+    from fmri2img.launch.cluster import Place
 
 From = Annotated[Path, arg(name="from", metavar="RUN")]
 
@@ -81,18 +84,9 @@ class Features:
                     "features import takes no recipe: leave --recipe, --config, --set and what says how to compute away"
                 )
             return self.given.run(self.data, self.space, self.dtype)
-        from fmri2img.launch.cluster import Place
         from fmri2img.launch.features import FeatureSettings, cache_features
 
-        if self.workers < 0:
-            raise InputError(
-                f"--workers {self.workers}: use 0 to work in this process, or a number of workers"
-            )
-        place = None
-        if self.workers or self.emulate_nodes:
-            place = Place(max(self.workers, self.emulate_nodes), self.emulate_nodes, self.cluster)
-        elif self.cluster:
-            raise InputError(f"--cluster {self.cluster}: say with --workers how many of its workers to use")
+        place = place_of(self.workers, self.emulate_nodes, self.cluster)
         settings = FeatureSettings(place, self.devices, self.batch, self.precision, self.dtype, self.space)
         cache_features(self.flags.load(), self.data, settings)
 
@@ -240,20 +234,12 @@ class Reconstruct:
 
     def run(self) -> None:
         from fmri2img.launch import jobs
-        from fmri2img.launch.cluster import Place
 
-        if self.workers < 0:
-            raise InputError(
-                f"--workers {self.workers}: use 0 to work in this process, or a number of workers"
-            )
-        place = None
-        if self.workers or self.emulate_nodes:
-            place = Place(max(self.workers, self.emulate_nodes), self.emulate_nodes, self.cluster)
         path = jobs.reconstruction(
             self.from_,
             self.data,
             self.out,
-            place=place,
+            place=place_of(self.workers, self.emulate_nodes, self.cluster),
             subjects=self.subjects,
             split=self.split,
             repeats=self.repeats,
@@ -356,6 +342,19 @@ Command = OmitSubcommandPrefixes[
     | Annotated[SimulationModels, subcommand("simulation")]
     | Annotated[Demo, subcommand("demo")]
 ]
+
+
+def place_of(workers: int, emulate_nodes: int, cluster: str | None) -> "Place | None":
+    """Where a job runs whose workers need not talk to each other; None is this process, without Ray."""
+    from fmri2img.launch.cluster import Place
+
+    if workers < 0:
+        raise InputError(f"--workers {workers}: use 0 to work in this process, or a number of workers")
+    if workers or emulate_nodes:
+        return Place(max(workers, emulate_nodes), emulate_nodes, cluster)
+    if cluster:
+        raise InputError(f"--cluster {cluster}: say with --workers how many of its workers to use")
+    return None
 
 
 def print_recipe(recipe: Any) -> None:
