@@ -1,8 +1,12 @@
 """What holds for every test: no network, one thread, and the repository's own folders off `sys.path`."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,3 +18,15 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # `python -m pytest` puts the repository root there, and transformers would take our datasets/ for another package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+@pytest.fixture(scope="session")
+def mindeye_published() -> ModuleType:
+    """Made-up files of published decoders, and what public code computes of them: `models/mindeye_published.py`."""
+    spec = importlib.util.spec_from_file_location(
+        "mindeye_published", ROOT / "tests" / "models" / "mindeye_published.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fmri2img.features.extractors import AnyExtractor
 from fmri2img.generators import AnyGenerator
@@ -23,6 +30,12 @@ class SpaceConfig(Strict):
     extractor: AnyExtractor
     losses: Losses = Losses(mse=Loss())
     prior: PriorConfig | None = None
+    factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="features times this number are predicted, as published decoders do, whose weights depend on it; "
+        "without it they are centred and scaled by the training pictures'",
+    )
 
     @property
     def directed(self) -> bool:
@@ -44,6 +57,10 @@ class SpaceConfig(Strict):
                 "mse or l1 to losses, or use sample"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _factor_only_where_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "factor" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -99,9 +116,10 @@ class TrainingConfig(Strict):
         default=0.0, ge=0, description="standard deviation of noise added to z-scored responses"
     )
     start: Literal["ridge", "random"] = "ridge"
-    head: Literal["posterior", "ridge", "paired"] = Field(
+    head: Literal["posterior", "ridge", "paired", "random"] = Field(
         default="posterior",
-        description="how a new head is fitted; paired: to others' latents at the same trials of one experiment",
+        description="how a new head is fitted; paired: to others' latents at the same trials of one experiment; "
+        "random: not at all, training alone makes it",
     )
     trial_latents: bool = Field(
         default=False,
@@ -189,6 +207,29 @@ class Recipe(Strict):
     pretraining: TrainingConfig = TrainingConfig()
     finetuning: TrainingConfig = TrainingConfig(zero_stage=0)
     generator: AnyGenerator
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_spaces_taken_out(cls, told: Any) -> Any:
+        if not isinstance(told, dict) or not isinstance(told.get("spaces"), dict):
+            return told
+        return told | {"spaces": {name: space for name, space in told["spaces"].items() if space is not None}}
+
+    @model_validator(mode="after")
+    def _starts_as_its_architecture_can(self) -> "Recipe":
+        if self.decoder.architecture != "residual":
+            for stage, config in (("pretraining", self.pretraining), ("finetuning", self.finetuning)):
+                if config.start == "ridge":
+                    raise ValueError(
+                        f"{stage}.start ridge needs linear paths that decoder.architecture {self.decoder.architecture} "
+                        "does not have: set it to random"
+                    )
+                if config.head != "random" and stage == "finetuning":
+                    raise ValueError(
+                        f"{stage}.head {config.head} needs what decoder.architecture {self.decoder.architecture} does "
+                        "not keep: set it to random"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

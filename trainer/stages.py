@@ -90,7 +90,11 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
     check_spaces(dataset, recipe)
     spaces = {
         name: target_space(
-            name, *dataset.feature_statistics(name), directed=space.directed, prior=space.prior
+            name,
+            *dataset.feature_statistics(name),
+            directed=space.directed,
+            prior=space.prior,
+            factor=space.factor,
         )
         for name, space in recipe.spaces.items()
     }
@@ -148,7 +152,8 @@ def pretrain(spec: StageSpec, *, listener: Listener | None = None) -> Path:
         kept: dict[str, Tensor] = {}
 
         def fit() -> None:
-            fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
+            if copy.alignment.kept:
+                fit_alignment(copy, _rows(material, recipe, spec, config), seed=config.seed)
             if config.trial_latents:
                 kept.update(trial_latents(copy, _trials(material, recipe, spec)))
 
@@ -398,6 +403,8 @@ def _start_head(
 ) -> None:
     """Fit the new subject's head as the recipe says."""
     config = recipe.finetuning
+    if config.head == "random":
+        return None
     if config.head != "paired":
         rows = _rows(material, recipe, spec, config)[subject]
         return fit_head(decoder, subject, rows, seed=config.seed, method=config.head)
@@ -460,6 +467,12 @@ def _check_same_shape(found: schema.Found, recipe: Recipe) -> None:
         )
     told = json.loads((found.path / schema.CONFIG_NAME).read_text())["recipe"]
     for name, space in recipe.spaces.items():
+        factor = told["spaces"][name].get("factor")
+        if factor != space.factor:
+            raise InputError(
+                f"{found.path} has for {name} the factor {factor}, the recipe {recipe.name} asks for {space.factor}: "
+                "leave it as it was in pretraining"
+            )
         prior = prior_of(told["spaces"][name])
         trained, wanted = (None if p is None else p.trained_as() for p in (prior, space.prior))
         if trained != wanted:

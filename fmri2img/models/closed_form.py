@@ -172,6 +172,11 @@ def fit_head(
     the expected ones elsewhere: it needs `paired`, their means (rows, L) and how many each is the mean of (rows,).
     """
     alignment = decoder.alignment
+    if not alignment.kept:
+        raise InputError(
+            f"head {method} is fitted to the expected latents of pictures, which this architecture does not keep: set "
+            "finetuning.head=random, as published finetuning has it"
+        )
     if not alignment.fitted:
         raise InputError(
             "this checkpoint has no alignment of features to the shared latent: pretrain it again with this version"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fmri2img.errors import InputError
 from fmri2img.models.adapters import Adapter
-from fmri2img.models.parts import Alignment, Branch, ResidualBlock
+from fmri2img.models.parts import Alignment, Branch, ResidualBlock, ResidualBranch
 from fmri2img.models.pretrained import Layout, Pretrained
 from fmri2img.models.prior import DiffusionPrior, Noised
 from fmri2img.models.spaces import TargetSpace
@@ -85,11 +85,8 @@ class MultiSubjectDecoder(Pretrained):
             "dropout": dropout,
         }
         self.heads = nn.ModuleDict({name: nn.Linear(voxels[name], latent) for name in sorted(voxels)})
-        self.backbone = nn.ModuleList(ResidualBlock(latent, hidden, dropout) for _ in range(blocks))
         # Sorted, so that the order of features does not depend on how a recipe or a manifest lists them.
-        self.branches = nn.ModuleDict(
-            {name: Branch(spaces[name], latent, hidden, dropout) for name in sorted(spaces)}
-        )
+        self.backbone, self.branches = self._shared_parts({name: spaces[name] for name in sorted(spaces)})
         self.priors = nn.ModuleDict(
             {
                 name: DiffusionPrior(name, spaces[name].shape, prior)
@@ -101,9 +98,33 @@ class MultiSubjectDecoder(Pretrained):
         if rebuild:
             self._sizes["rebuild"] = 1
             self.rebuild = nn.ModuleDict({name: nn.Linear(latent, voxels[name]) for name in self.heads})
-        self.alignment = Alignment(sum(space.size for space in spaces.values()), latent)
+        self.alignment = self._alignment(spaces)
         if adapter_rank:
             self.add_adapters(adapter_rank)
+
+    def _shared_parts(self, spaces: Mapping[str, TargetSpace]) -> tuple[nn.Module, nn.ModuleDict]:
+        """Backbone and branches, of the sizes in `self._sizes`; the branches in the order of `spaces`."""
+        hidden, dropout = self._sizes["hidden"], self._sizes["dropout"]
+        backbone = nn.ModuleList(
+            ResidualBlock(self.latent, hidden, dropout) for _ in range(self._sizes["blocks"])
+        )
+        branches = {
+            name: ResidualBranch(space, self.latent, hidden, dropout) for name, space in spaces.items()
+        }
+        return backbone, nn.ModuleDict(branches)
+
+    def _alignment(self, spaces: Mapping[str, TargetSpace]) -> Alignment:
+        return Alignment(sum(space.size for space in spaces.values()), self.latent)
+
+    def _read(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """What every branch makes of latents (B, L): standardised features and, of directed spaces, directions."""
+        shared = latent
+        for block in self._blocks():
+            shared = block(shared, latent)
+        return {name: branch(shared) for name, branch in self.branches.items()}
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return [block for block in self.backbone.children() if isinstance(block, ResidualBlock)]
 
     @property
     def subjects(self) -> list[str]:
@@ -155,10 +176,7 @@ class MultiSubjectDecoder(Pretrained):
             )
         latents = {name: self.heads[name](responses[name]) for name in self.heads if name in responses}
         latent = torch.cat(list(latents.values()))
-        shared = latent
-        for block in self.backbone:
-            shared = block(shared, latent)
-        outputs = {name: branch(shared) for name, branch in self.branches.items()}
+        outputs = self._read(latent)
         features = {name: out[0] for name, out in outputs.items()}
         directions = {name: out[1] for name, out in outputs.items() if out[1] is not None}
         if noised is None:
@@ -234,14 +252,14 @@ class MultiSubjectDecoder(Pretrained):
         Raises InputError when there are adapters of another rank, or no block to adapt.
         """
         has = self._sizes.get("adapter_rank", 0)
-        if has not in (0, rank) or not len(self.backbone):
+        blocks = self._blocks()
+        if has not in (0, rank) or not blocks:
             raise InputError(
-                f"adapters of rank {rank} do not fit a decoder of {len(self.backbone)} blocks with adapters of rank "
+                f"adapters of rank {rank} do not fit a decoder of {len(blocks)} blocks with adapters of rank "
                 f"{has}: use its rank, or train its head or the whole"
             )
         if not has:
-            for block in self.backbone:
-                assert isinstance(block, ResidualBlock)
+            for block in blocks:
                 block.adapter = Adapter(self.latent, block.expand.out_features, rank)
             self._sizes["adapter_rank"] = rank
 

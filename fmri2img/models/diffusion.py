@@ -7,6 +7,7 @@ Legend for shapes: B rows, `...` the embedding's own shape, T timesteps from 0 (
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -85,6 +86,40 @@ def draw_embedding(
         if fresh:
             x = x + fresh * _normal(size, generators).to(device)
     raise AssertionError("unreachable: the last step returns")
+
+
+def draw_as_dalle2(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    size: int,
+    generators: Sequence[torch.Generator],
+    *,
+    timesteps: int,
+    steps: int,
+    eta: float,
+    device: torch.device,
+) -> Tensor:
+    """(B, size) float32: as `draw_embedding`, in the steps of the DALLE2-pytorch code that published priors draw with.
+
+    It spreads one step more from -1 on and cuts the numbers off, so that sampling begins below the last timestep and
+    asks `steps` - 1 times; and of a step's two levels of noise it takes those one timestep nearer to clean, but the
+    network is told, and noise is computed, at the step itself.
+    """
+    signal = cosine_signal(timesteps)
+    cleaner = torch.cat([torch.ones(1, dtype=signal.dtype), signal[:-1]])
+    times = torch.linspace(-1.0, timesteps, steps + 1)[:-1].int().tolist()[::-1]
+    x = _normal(size, generators).to(device)
+    for now, following in pairwise(times):
+        embedding = denoise(x, torch.full((len(x),), now, device=device))
+        if following < 0:
+            x = embedding
+            continue
+        at, a, b = float(signal[now]), float(cleaner[now]), float(cleaner[following])
+        noise = (x - math.sqrt(at) * embedding) / math.sqrt(1 - at)
+        fresh = eta * math.sqrt((1 - a / b) * (1 - b) / (1 - a))
+        x = math.sqrt(b) * embedding + math.sqrt(max(0.0, 1 - b - fresh**2)) * noise
+        if following > 0:
+            x = x + fresh * _normal(size, generators).to(device)
+    return x
 
 
 def _normal(size: int, generators: Sequence[torch.Generator]) -> Tensor:

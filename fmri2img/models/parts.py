@@ -38,33 +38,18 @@ class ResidualBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """Latent to one feature space: a linear path, an MLP beside it, and a projector where the space is directed."""
+    """From the shared latent to one feature space: what every kind of branch has, whatever it computes."""
 
     mean: Tensor
     scale: Tensor
+    linear: nn.Linear
+    projector: nn.Module | None
 
-    def __init__(self, space: TargetSpace, latent: int, hidden: int, dropout: float) -> None:
+    def __init__(self, space: TargetSpace) -> None:
         super().__init__()
         self.shape = space.shape
-        self.linear = nn.Linear(latent, space.size)
-        self.norm = nn.LayerNorm(latent)
-        self.expand = nn.Linear(latent, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.contract = nn.Linear(hidden, space.size)
-        self.projector = nn.Linear(hidden, space.size) if space.directed else None
-        for layer in (self.contract, self.projector):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.tensor(space.mean).flatten())
         self.register_buffer("scale", torch.tensor(space.scale))
-
-    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Standardised features and, of a directed space, retrieval directions, both (B, F)."""
-        linear = self.linear(latent_BL)
-        hidden = self.dropout(nn.functional.gelu(self.expand(self.norm(latent_BL))))
-        direction = None if self.projector is None else linear + self.projector(hidden)
-        return linear + self.contract(hidden), direction
 
     def standardise(self, features: Tensor) -> Tensor:
         """Features (B, *shape) in their own units to (B, F) centred and scaled, as the losses see them."""
@@ -75,13 +60,38 @@ class Branch(nn.Module):
         return (standardised_BF * self.scale + self.mean).unflatten(1, self.shape)
 
 
+class ResidualBranch(Branch):
+    """Latent to one feature space: a linear path, an MLP beside it, and a projector where the space is directed."""
+
+    def __init__(self, space: TargetSpace, latent: int, hidden: int, dropout: float) -> None:
+        super().__init__(space)
+        self.linear = nn.Linear(latent, space.size)
+        self.norm = nn.LayerNorm(latent)
+        self.expand = nn.Linear(latent, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(hidden, space.size)
+        self.projector = nn.Linear(hidden, space.size) if space.directed else None
+        for layer in (self.contract, self.projector):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, latent_BL: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standardised features and, of a directed space, retrieval directions, both (B, F)."""
+        linear = self.linear(latent_BL)
+        hidden = self.dropout(nn.functional.gelu(self.expand(self.norm(latent_BL))))
+        direction = None if self.projector is None else linear + self.projector(hidden)
+        return linear + self.contract(hidden), direction
+
+
 class Alignment(nn.Module):
     """The shared latent expected for a picture, as a linear map from its standardised features.
 
     Fitted in closed form at the end of pretraining and stored with the decoder, it lets a new subject's head be
     fitted without the data of the subjects that came before. `mean` and `covariance` are those of the expected
     latents over the pictures of pretraining: what may be expected of a picture nobody has seen yet. `tuning` is the
-    second moment of voxels' weights on the latent: what may be expected of a voxel nobody has measured yet.
+    second moment of voxels' weights on the latent: what may be expected of a voxel nobody has measured yet. A decoder
+    that keeps none, because its spaces are too large for closed forms, has one of no features.
     """
 
     weight: Tensor
@@ -97,6 +107,11 @@ class Alignment(nn.Module):
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("covariance", torch.zeros(latent, latent))
         self.register_buffer("tuning", torch.zeros(latent, latent))
+
+    @property
+    def kept(self) -> bool:
+        """False where the decoder keeps no such map."""
+        return bool(self.weight.numel())
 
     @property
     def fitted(self) -> bool:

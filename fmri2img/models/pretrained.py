@@ -175,7 +175,7 @@ def load_pretrained(folder: Path) -> Pretrained:
             f"{path} names a size of {max(widths)}: the weights have {config.weights.bytes} bytes"
         )
     try:
-        decoder = _skeleton(_kinds()[config.kind], config)
+        decoder = _skeleton(_kind_of(config), config)
         # Copied, because safetensors maps the file: weights must not change or vanish with it.
         whole: dict[str, Tensor] = {name: value.clone() for name, value in tensors.items()}
         decoder.load_state_dict(whole, strict=True, assign=True)
@@ -184,11 +184,14 @@ def load_pretrained(folder: Path) -> Pretrained:
     return decoder.eval()
 
 
-def _kinds() -> dict[str, type[Pretrained]]:
+def _kind_of(config: schema.ExportedConfig) -> type[Pretrained]:
     from fmri2img.models.decoder import MultiSubjectDecoder
     from fmri2img.models.linear import RidgeDecoder
+    from fmri2img.models.mindeye import MindEyeDecoder
 
-    return {kind.kind: kind for kind in (MultiSubjectDecoder, RidgeDecoder)}
+    if config.kind == RidgeDecoder.kind:
+        return RidgeDecoder
+    return MindEyeDecoder if "architecture" in config.sizes else MultiSubjectDecoder
 
 
 def _skeleton(kind: type[Pretrained], config: schema.ExportedConfig) -> Pretrained:

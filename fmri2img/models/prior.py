@@ -9,25 +9,39 @@ arXiv 2403.11207, section 2.2), after DALL-E 2's prior (Ramesh et al. 2022, arXi
 of the branch's tokens, one of time, and the noisy tokens, through a transformer; where the noisy tokens stood, the
 embedding is read. Without `width`, parameters have the shapes and the meaning of the published ones. Different from
 them: features are standardised as the branch has them (published tokens go in as they are, a branch with mean 0 and
-scale 1); the last norm does not divide by the largest value first; dropped conditions are drawn outside, by name.
+scale 1); dropped conditions are drawn outside, by name. Where weights are published ones, `last_norm` and `sampler`
+are what they were trained and judged with.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fmri2img.errors import InputError
-from fmri2img.models.diffusion import Prediction, cosine_signal, draw_embedding, embedding_of
+from fmri2img.models.diffusion import (
+    Prediction,
+    cosine_signal,
+    draw_as_dalle2,
+    draw_embedding,
+    embedding_of,
+)
 
 BUCKETS, FARTHEST = 32, 128  # of relative positions: how many are told apart, beyond which all are one
 SHARPNESS = 16  # cosines of queries and keys are multiplied by it
 # What of a prior may be another one when it is used or finetuned; the rest is what it was trained as.
-FREE = {"guidance", "sampling_steps", "eta", "use", "condition_dropout"}
+FREE = {"guidance", "sampling_steps", "sampler", "eta", "use", "condition_dropout"}
 
 
 class PriorConfig(BaseModel):
@@ -59,8 +73,17 @@ class PriorConfig(BaseModel):
     )
     guidance: float = Field(default=1.0, ge=0, description="of sampling; 1 is the plain conditional prior")
     sampling_steps: int = Field(default=20, ge=1, description="of sampling, at most timesteps")
+    sampler: Literal["even", "dalle2"] = Field(
+        default="even",
+        description="even: sampling_steps from the last timestep to the first; dalle2: those of DALLE2-pytorch, which "
+        "MindEye2 draws with, where sampling_steps is less than timesteps",
+    )
     eta: float = Field(
         default=1.0, ge=0, le=1, description="noise added in sampling; 0 DDIM, 1 as much as DDPM"
+    )
+    last_norm: Literal["layer", "stable"] = Field(
+        default="layer",
+        description="stable: as published, after a division by the largest channel (Ding et al. 2021, CogView)",
     )
     use: Literal["sample", "mean"] = Field(
         default="sample", description="what pictures are made from: a sample, or what the branch predicts"
@@ -73,6 +96,14 @@ class PriorConfig(BaseModel):
                 f"sampling_steps {self.sampling_steps} are more than the {self.timesteps} timesteps: lower them"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _newer_only_where_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        newer = {
+            "sampler": "even",
+            "last_norm": "layer",
+        }  # readers from before these read what is at its default
+        return {key: value for key, value in handler(self).items() if newer.get(key) != value}
 
     def trained_as(self) -> dict[str, object]:
         """What another prior must have in common to take over this one's weights."""
@@ -144,6 +175,8 @@ class DiffusionPrior(nn.Module):
         bias_HNN = self._bias(x)
         for layer in self.layers:
             x = layer(x, bias_HNN)
+        if self.config.last_norm == "stable":
+            x = x / x.amax(-1, keepdim=True).detach()
         predicted: Tensor = self.leave(self.norm(x))[:, -self.tokens :].flatten(1)
         return predicted
 
@@ -169,7 +202,8 @@ class DiffusionPrior(nn.Module):
                 said = without + config.guidance * (said - without)
             return embedding_of(said, noisy, timestep, signal, predicts=config.predicts)
 
-        return draw_embedding(
+        as_dalle2 = config.sampler == "dalle2" and config.sampling_steps < config.timesteps
+        return (draw_as_dalle2 if as_dalle2 else draw_embedding)(
             denoise,
             condition_BF.shape[1],
             generators,

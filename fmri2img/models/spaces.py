@@ -37,9 +37,22 @@ class TargetSpace:
 
 
 def target_space(
-    name: str, mean: np.ndarray, std: np.ndarray, *, directed: bool = False, prior: PriorConfig | None = None
+    name: str,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    directed: bool = False,
+    prior: PriorConfig | None = None,
+    factor: float | None = None,
 ) -> TargetSpace:
-    """Make a `TargetSpace` from per-feature statistics, each an array of the space's shape."""
+    """Make a `TargetSpace` from per-feature statistics, each an array of the space's shape.
+
+    With a `factor`, features are multiplied by it instead, whatever their statistics are.
+    """
+    if factor is not None:
+        return TargetSpace(
+            name, tuple(mean.shape), np.zeros(mean.shape, np.float32), 1 / factor, directed, prior
+        )
     scale = float(np.sqrt(np.mean(np.square(std, dtype=np.float64))))
     if not np.isfinite(scale) or scale == 0:
         scale = 1.0

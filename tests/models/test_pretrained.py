@@ -121,8 +121,10 @@ def test_adapters_and_kept_heads_come_back_too(made: Callable[[str], Pretrained]
 
 
 def test_the_config_holds_every_size_that_a_recipe_may_set(made: Callable[[str], Pretrained]) -> None:
-    # Maps back to voxels are named where they are there, so that older readers read what has none.
-    assert set(made("decoder").layout().sizes) | {"rebuild"} == set(DecoderConfig.model_fields)
+    # Maps back to voxels, and what only MindEye's architectures have, are named where they are there, so that older
+    # readers read what has none.
+    plain = set(made("decoder").layout().sizes)
+    assert plain | {"rebuild", "architecture", "entry_dropout", "maps"} == set(DecoderConfig.model_fields)
 
 
 def test_a_decoder_that_the_config_cannot_describe_is_not_saved(
