@@ -7,7 +7,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmri2img.errors import DamageError, InputError
-from fmri2img.evaluation.intervals import Estimate, estimate_difference
+from fmri2img.evaluation.intervals import Estimate, SeedSpread, estimate_difference
+from fmri2img.evaluation.protocols import ProtocolName
+from fmri2img.evaluation.published import Beside, Measured
 from fmri2img.files import write_json
 
 
@@ -29,6 +31,13 @@ class EvaluationSettings(BaseModel):
         default=[],
         description="CLIP models, by name or folder, that look at the pictures made and seen and identify them",
     )
+    protocol: ProtocolName | None = Field(
+        default=None,
+        description="measure pictures as this published code does, with its networks",
+    )
+    brain: str | None = Field(
+        default=None, description="feature space from which responses are predicted for brain correlation"
+    )
 
 
 class Measure(Estimate):
@@ -39,14 +48,20 @@ class Measure(Estimate):
     chance: float | None = None
     higher_is_better: bool = True
     headline: bool = True
+    seeds: SeedSpread | None = None
 
 
 class Evaluation(BaseModel):
-    """The result: averages with intervals, and the scores of every item in the order of `keys`."""
+    """The result: averages with intervals, and the scores of every item in the order of `keys`.
+
+    Since version 2: `weights` of the items of a metric whose items do not count the same; `measured`, on what;
+    `missing`, what could not be measured and how to get what it needs; `published`, rows of the field's tables beside
+    these, each with whether it is comparable.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     subject: str
     keys: list[str]
     nsd_ids: list[int]
@@ -54,6 +69,10 @@ class Evaluation(BaseModel):
     settings: EvaluationSettings
     metrics: dict[str, Measure]
     scores: dict[str, list[float]]
+    weights: dict[str, list[float]] = {}
+    measured: Measured | None = None
+    missing: dict[str, str] = {}
+    published: list[Beside] = []
 
     def order(self, metric: str) -> np.ndarray:
         """Items from the best to the worst by a metric, as (n,) indices; equal scores keep their order."""
@@ -63,8 +82,12 @@ class Evaluation(BaseModel):
         return np.argsort(sign * np.asarray(self.scores[metric]), kind="stable")
 
     def headlines(self) -> list[str]:
-        """The metrics of a short table: retrieval and identification, then pictures."""
-        kinds = ("image_retrieval_", "brain_retrieval_", "two_way_", "perceived_", "pixcorr", "ssim")
+        """The metrics of a short table: retrieval and identification, then pictures, brain and captions."""
+        kinds = (
+            *("image_retrieval_", "brain_retrieval_", "two_way_", "perceived_", "pixcorr", "ssim"),
+            *("alexnet2", "alexnet5", "inception", "clip", "effnet", "swav", "brain_correlation_"),
+            *("meteor", "rouge_1", "rouge_l", "sentence_similarity"),
+        )
         shown = sorted(name for name, measure in self.metrics.items() if measure.headline)
         return [name for kind in kinds for name in shown if name.startswith(kind)]
 
@@ -106,6 +129,7 @@ def difference(a: Evaluation, b: Evaluation, metric: str) -> Estimate:
         np.asarray(a.scores[metric]),
         other,
         np.asarray(a.nsd_ids),
+        weights=np.asarray(a.weights[metric]) if metric in a.weights else None,
         seed=a.settings.seed,
         resamples=a.settings.resamples,
         level=a.settings.level,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fmri2img.errors import DamageError, InputError
-from fmri2img.evaluation.evaluate import Reconstructions, Truth, evaluate
+from fmri2img.evaluation.evaluate import evaluate
+from fmri2img.evaluation.given import Reconstructions, Truth
 from fmri2img.evaluation.results import Evaluation, EvaluationSettings, difference
 
 Smooth = Callable[..., np.ndarray]

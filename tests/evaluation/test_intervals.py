@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from fmri2img.errors import InputError
-from fmri2img.evaluation.intervals import Estimate, estimate, estimate_difference
+from fmri2img.evaluation.intervals import Estimate, estimate, estimate_difference, spread_over_seeds
 
 
 def test_the_interval_is_the_normal_one_for_many_scores(rng: np.random.Generator) -> None:
@@ -50,6 +50,38 @@ def test_coverage_holds_where_pictures_differ_and_naive_resampling_fails(rng: np
 def test_unequal_numbers_of_items_keep_the_mean_over_items() -> None:
     found = estimate(np.array([1.0, 0.0, 0.0, 0.0]), np.array([5, 9, 9, 9]))
     assert found.value == 0.25 and (found.low, found.high) == (0.0, 1.0)
+
+
+def test_weights_are_copies(rng: np.random.Generator) -> None:
+    scores, copies = rng.random(20), rng.integers(0, 4, 20)
+    weighted = estimate(scores, np.arange(20), weights=copies.astype(float))
+    copied = estimate(np.repeat(scores, copies), np.repeat(np.arange(20), copies))
+    assert weighted.value == pytest.approx(copied.value)
+    assert weighted.low == pytest.approx(copied.low, abs=0.05)
+    assert estimate(scores, weights=np.full(20, 3.0)) == estimate(scores)
+    with pytest.raises(ValueError, match="not negative"):
+        estimate(scores, weights=-np.ones(20))
+
+
+def test_seeds_are_kept_apart_from_pictures(rng: np.random.Generator) -> None:
+    """Pictures differ much and seeds hardly: the interval is wide, the spread over seeds is that of the seeds."""
+    units, seeds = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
+    offsets = np.array([0.00, 0.02, 0.04, 0.06])
+    scores = np.repeat(rng.normal(0, 1, 60), 4) + offsets[seeds]
+    found = spread_over_seeds(scores, units, seeds)
+    assert found is not None and found.seeds == 4
+    assert found.deviation == pytest.approx(offsets.std(ddof=1))
+    assert found.high - found.low == pytest.approx(0.06)
+    interval = estimate(scores, units)
+    assert interval.high - interval.low > 10 * found.deviation
+    assert interval.units == 60
+
+
+def test_one_seed_or_seeds_of_different_pictures_have_no_spread() -> None:
+    scores, units = np.arange(4.0), np.array([7, 7, 8, 8])
+    assert spread_over_seeds(scores, units, np.zeros(4)) is None
+    assert spread_over_seeds(scores, units, np.array([0, 0, 1, 1])) is None
+    assert spread_over_seeds(scores, units, np.array([0, 1, 0, 1])) is not None
 
 
 def test_equal_scores_have_no_spread() -> None:
