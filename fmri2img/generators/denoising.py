@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmri2img.generators.samplers import draw_noise, step_settings
+from fmri2img.generators.samplers import step_settings
+from fmri2img.models.diffusion import draw_noise
 
 Added = Mapping[str, Tensor | list[Tensor]]
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fmri2img.errors import InputError
 
@@ -45,8 +44,3 @@ def step_settings(scheduler: Any, generators: Sequence[torch.Generator], eta: fl
     known = inspect.signature(scheduler.step).parameters
     offered = {"generator": list(generators), "eta": eta}
     return {name: value for name, value in offered.items() if name in known}
-
-
-def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal (len(generators), *shape) float32, row b from generator b on the CPU, whatever the device."""
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)

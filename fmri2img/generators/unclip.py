@@ -10,7 +10,8 @@ from torch import Tensor
 from fmri2img.errors import InputError
 from fmri2img.generators.denoising import Conditions
 from fmri2img.generators.diffusion import DiffusionGenerator, LoadedDiffusion
-from fmri2img.generators.samplers import draw_noise, make_scheduler
+from fmri2img.generators.samplers import make_scheduler
+from fmri2img.models.diffusion import draw_noise
 
 
 class UnclipGenerator(DiffusionGenerator):

@@ -74,7 +74,7 @@ def draw_embedding(
     """
     signal = cosine_signal(timesteps)
     times = torch.linspace(timesteps - 1, 0, steps, dtype=torch.float64).round().long().tolist()
-    x = _normal(size, generators).to(device)
+    x = draw_noise(generators, (size,), device)
     for now, following in zip(times, [*times[1:], -1], strict=True):
         embedding = denoise(x, torch.full((len(x),), now, device=device))
         if following < 0:
@@ -84,7 +84,7 @@ def draw_embedding(
         fresh = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
         x = math.sqrt(b) * embedding + math.sqrt(max(0.0, 1 - b - fresh**2)) * noise
         if fresh:
-            x = x + fresh * _normal(size, generators).to(device)
+            x = x + fresh * draw_noise(generators, (size,), device)
     raise AssertionError("unreachable: the last step returns")
 
 
@@ -107,7 +107,7 @@ def draw_as_dalle2(
     signal = cosine_signal(timesteps)
     cleaner = torch.cat([torch.ones(1, dtype=signal.dtype), signal[:-1]])
     times = torch.linspace(-1.0, timesteps, steps + 1)[:-1].int().tolist()[::-1]
-    x = _normal(size, generators).to(device)
+    x = draw_noise(generators, (size,), device)
     for now, following in pairwise(times):
         embedding = denoise(x, torch.full((len(x),), now, device=device))
         if following < 0:
@@ -118,9 +118,10 @@ def draw_as_dalle2(
         fresh = eta * math.sqrt((1 - a / b) * (1 - b) / (1 - a))
         x = math.sqrt(b) * embedding + math.sqrt(max(0.0, 1 - b - fresh**2)) * noise
         if following > 0:
-            x = x + fresh * _normal(size, generators).to(device)
+            x = x + fresh * draw_noise(generators, (size,), device)
     return x
 
 
-def _normal(size: int, generators: Sequence[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(size, generator=generator) for generator in generators])
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal (len(generators), *shape) float32, row b from generator b on the CPU, whatever the device."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
