@@ -16,10 +16,12 @@ from fmri2img.launch.cluster import leave_source_tree
 from fmri2img.launch.items import ReconstructionJob
 from fmri2img.launch.reconstructor import Reconstructor
 from fmri2img.launch.slots import actor_options
+from fmri2img.trainer import stopping
 
 TRIES = 2  # of a unit that fails, each by another worker
 DEATHS = 3  # of workers that had one unit in hand, or were loading models in a row
 HOPELESS = 8  # units that failed before any was made
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,25 +104,35 @@ class Pool:
         self.made = self.dead_loading = 0
 
     def run(self, numbers: Sequence[int]) -> dict[int, Exception]:
-        """Make these units; returns why units failed. Raises our own error when no unit could be made."""
+        """Make these units; returns why units failed. Raises our own error when no unit could be made.
+
+        SIGTERM ends it between two of Ray's calls: Ray itself would wait to the end of the call, and then fail at it.
+        """
         import ray
 
         self.waiting.extend(numbers)
         try:
-            for _ in range(min(self.count, len(numbers))):
-                self._hire()
-            while self.waiting or self.suspects or any(w.running for w in self.workers):
-                for worker in self.workers:
-                    self._hand_out(worker)
-                references = {
-                    ref: w for w in self.workers for ref in (w.loading, *w.running) if ref is not None
-                }
-                (ready,), _ = ray.wait(list(references), num_returns=1)
-                self._settle(references[ready], ready)
+            with stopping.listening():
+                for _ in range(min(self.count, len(numbers))):
+                    self._hire()
+                while self.waiting or self.suspects or any(w.running for w in self.workers):
+                    self._go_on()
         finally:
             for worker in self.workers:
                 ray.kill(worker.actor)
         return self.failed
+
+    def _go_on(self) -> None:
+        import ray
+
+        for worker in self.workers:
+            self._hand_out(worker)
+        references = {ref: w for w in self.workers for ref in (w.loading, *w.running) if ref is not None}
+        ready, _ = ray.wait(list(references), num_returns=1, timeout=LOOK_SECONDS)
+        if stopping.asked():
+            raise StoppedError("stopped by SIGTERM: the same command goes on from what is done")
+        for reference in ready:
+            self._settle(references[reference], reference)
 
     def _hire(self) -> None:
         actor = self.start()

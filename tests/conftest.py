@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -30,3 +32,13 @@ def mindeye_published() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    """SIGTERM is handled as in the command."""
+    from fmri2img import cli
+
+    before = signal.signal(signal.SIGTERM, cli._terminated)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,8 @@
 """Units over workers: what fails is tried elsewhere, who dies is replaced, and one bad unit takes none down with it."""
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -34,7 +36,9 @@ class Stage:
         actor.make = SimpleNamespace(remote=lambda number: Call(actor, number))
         return actor
 
-    def wait(self, calls: list["Call"], num_returns: int) -> tuple[list["Call"], list["Call"]]:
+    def wait(
+        self, calls: list["Call"], num_returns: int, timeout: float
+    ) -> tuple[list["Call"], list["Call"]]:
         """One of the calls, after what it does is done."""
         call = self.draws.choice(calls)
         if not call.actor.dead:
@@ -79,6 +83,19 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return pool.run(range(count)), sorted(made), stage
 
     return make_them
+
+
+def test_sigterm_ends_a_job_whose_units_take_long(monkeypatch: pytest.MonkeyPatch, handler: None) -> None:
+    stage = Stage({})
+
+    def never(calls: list[Call], num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
+        os.kill(os.getpid(), signal.SIGTERM)  # must not raise here: Ray would make another error of it
+        return [], calls
+
+    monkeypatch.setattr(ray, "wait", never)
+    monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "dead", True))
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"):
+        Pool(stage.start, 2, in_hand=3, told=print, loaded=print).run(range(4))
 
 
 def test_a_unit_that_fails_is_made_by_another_worker(make: Any) -> None:

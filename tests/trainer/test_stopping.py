@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from fmri2img import checkpoints_schema as schema
-from fmri2img import cli
 from fmri2img.errors import StoppedError
 from fmri2img.trainer import stopping
 from fmri2img.trainer.stages import finetune
@@ -32,13 +31,6 @@ def at(step: int, act: Callable[[], object]) -> Callable[[Record], None]:
 
 def stopped_steps(run: str) -> list[int]:
     return [int(path.name[-8:]) for path in sorted((Path(run) / "checkpoints").iterdir())]
-
-
-@pytest.fixture
-def handler() -> Any:
-    before = signal.signal(signal.SIGTERM, cli._terminated)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def test_sigterm_stops_after_the_next_step_with_a_checkpoint_of_it(spec: Spec, handler: None) -> None:
