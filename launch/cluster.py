@@ -33,6 +33,10 @@ class Place:
     preflight: bool = True
     # Seconds that workers have for a last checkpoint when the job is told to stop.
     grace: float = 25.0
+    # The fewest workers that a run may shrink to; None for `workers`.
+    least: int | None = None
+    # Seconds without anything new from the workers after which they count as hung.
+    hang_after: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.emulate_nodes and self.address:
@@ -41,6 +45,10 @@ class Place:
             )
         if self.workers < 1:
             raise InputError(f"--workers {self.workers}: a job needs at least 1")
+        if self.least is not None and not 1 <= self.least <= self.workers:
+            raise InputError(
+                f"--workers {self.least}:{self.workers}: the fewest must be 1 or more and no more than the most"
+            )
         if self.emulate_nodes < 0:
             raise InputError(
                 f"--emulate-nodes {self.emulate_nodes}: start at least 1 node, or leave the flag out"

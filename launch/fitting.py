@@ -59,7 +59,7 @@ def fit_aside(fit: Callable[[], object], *, folder: Path, ask: Callable[[], bool
                 wait([ended], timeout=grace)
         finally:
             if not ended.done():
-                _kill(folder)
+                kill_controller(folder)
                 wait([ended], timeout=ENDING_SECONDS)
         if not isinstance(told, StoppedError):
             raise
@@ -69,7 +69,7 @@ def fit_aside(fit: Callable[[], object], *, folder: Path, ask: Callable[[], bool
             raise told from error
 
 
-def _kill(folder: Path) -> None:
+def kill_controller(folder: Path) -> None:
     """End the controller. Elsewhere, behind a Ray client, there is no thread here that Ray could be shut down under."""
     with suppress(FileNotFoundError, ProcessLookupError):
         noted = json.loads((folder / CONTROLLER).read_text())

@@ -9,31 +9,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.console import output
 from fmri2img.datasets.remote import absolute
-from fmri2img.errors import Fmri2imgError, InputError, StoppedError
+from fmri2img.errors import Fmri2imgError, StoppedError
 from fmri2img.files import alone
 from fmri2img.launch.cluster import Place, cluster, leave_source_tree, worker_environment
 from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import Story, checkpoint_steps, following_nodes, telling
 from fmri2img.launch.fitting import controller_noted, fit_aside
-from fmri2img.launch.slots import (
-    alive_nodes,
-    count_slots,
-    has_gpus,
-    probe_nodes,
-    wait_for_slots,
-    worker_resources,
-)
+from fmri2img.launch.overseer import Overseer
+from fmri2img.launch.room import MoreRoom, check_range, find_room, more_room
+from fmri2img.launch.slots import alive_nodes, has_gpus, worker_resources
 from fmri2img.trainer import stopping
 from fmri2img.trainer.collectives import gather_objects, rank
 from fmri2img.trainer.config import Recipe
-from fmri2img.trainer.loop import check_layout
 from fmri2img.trainer.stages import StageSpec, open_material, pretrain
 from fmri2img.trainer.state import find_resumable
 from fmri2img.trainer.watch import Record, read_records
@@ -48,10 +41,11 @@ def launch_pretraining(
 
     Bad input is refused here, before a cluster is started. Workers that die are started again from the newest whole
     checkpoint, up to `max_failures` times in a row without a new one. When nodes are lost and do not return within
-    `place.patience` seconds, StoppedError says with how many workers the run can go on.
+    `place.patience` seconds, the run goes on with as many workers as find a place and `place.least` allows, until there
+    is room for more again; below that, StoppedError says with how many it could go on.
     """
     recipe = Recipe.model_validate(spec.recipe)
-    check_layout(recipe.pretraining, spec.subjects, world=place.workers)
+    check_range(spec, place)
     open_material(spec, recipe, recipe.pretraining)
     run = Path(spec.run).resolve()
     resumed = find_resumable(run, spec.config())
@@ -78,11 +72,16 @@ def launch_pretraining(
 def _fit(spec: StageSpec, place: Place, max_failures: int, story: Story) -> None:
     """Train to the end, with new workers when one died. What we raised ourselves would only be raised again."""
     run = Path(spec.run)
-    failures, saved, interrupted = 0, _newest(run), False
+    failures, saved, interrupted, wanted = 0, _newest(run), False, None
     while True:
-        _check_room(spec, place, story, interrupted=interrupted)
+        workers = find_room(spec, place, story, interrupted=interrupted, wanted=wanted)
+        wanted = None
         try:
-            return _attempt(spec, place)
+            return _attempt(spec, place, workers)
+        except MoreRoom as more:
+            story.tell("growing", workers=more.workers, step=_newest(run))
+            output().print(f"  room for {more.workers} workers: going on with them", markup=False)
+            saved, interrupted, wanted = _newest(run), True, more.workers
         except StoppedError as error:  # told to stop: the workers know after which step
             if error.__cause__ is not None and (ours := _ours(error.__cause__)) is not None:
                 raise ours from error
@@ -106,42 +105,7 @@ def _newest(run: Path) -> int:
     return max(checkpoint_steps(run), default=-1)
 
 
-def _check_room(spec: StageSpec, place: Place, story: Story, *, interrupted: bool) -> None:
-    """Wait until all workers find a place. Ray would wait for ever, or place them on a node that is gone."""
-    if interrupted:
-        probe_nodes()
-
-    def tell(found: int) -> None:
-        story.tell("waiting", workers=found, wanted=place.workers, seconds=place.patience)
-        output().print(f"  waiting for nodes: {found} of {place.workers} workers find a place", markup=False)
-
-    found = wait_for_slots(place.workers, place.patience, tell=tell)
-    if found >= place.workers:
-        return
-    fewer = _admissible(spec, found)
-    if interrupted:
-        way = f", or the same command with --workers {fewer} goes on with what is left" if fewer else ""
-        raise StoppedError(
-            f"nodes were lost, and {found} of {place.workers} workers find a place: start nodes again and run the same "
-            f"command{way}"
-        )
-    busy = count_slots(free=False)
-    why = f"the cluster has places for {busy}" + (f", of which {found} are free" if busy > found else "")
-    way = f" or use --workers {fewer}" if fewer else ""
-    raise InputError(f"--workers {place.workers}: {why} after {place.patience:g} s: start more nodes{way}")
-
-
-def _admissible(spec: StageSpec, most: int) -> int:
-    """The largest number of workers up to `most` that the run can have; 0 when there is none."""
-    training = Recipe.model_validate(spec.recipe).pretraining
-    for workers in range(most, 0, -1):
-        with suppress(InputError):
-            check_layout(training, spec.subjects, world=workers)
-            return workers
-    return 0
-
-
-def _attempt(spec: StageSpec, place: Place) -> None:
+def _attempt(spec: StageSpec, place: Place, workers: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -153,7 +117,7 @@ def _attempt(spec: StageSpec, place: Place) -> None:
         train_loop_config=dataclasses.asdict(spec),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=place.workers, use_gpu=gpu, resources_per_worker=worker_resources()
+            num_workers=workers, use_gpu=gpu, resources_per_worker=worker_resources()
         ),
         run_config=RunConfig(
             name="pretraining",
@@ -173,8 +137,18 @@ def _attempt(spec: StageSpec, place: Place) -> None:
         return len(read_workers(run)) > starts
 
     stopping.withdraw(run)
+    overseer = Overseer(
+        run, storage, hang_after=place.hang_after, room=lambda: more_room(spec, place, workers)
+    )
     try:
-        fit_aside(trainer.fit, folder=storage, ask=ask, grace=place.grace)
+        with overseer:
+            fit_aside(trainer.fit, folder=storage, ask=ask, grace=place.grace)
+    except StoppedError:
+        raise
+    except Exception as error:
+        if overseer.told is not None:
+            raise overseer.told from error
+        raise
     finally:
         stopping.withdraw(run)
         shutil.rmtree(storage, ignore_errors=True)

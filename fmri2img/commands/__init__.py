@@ -91,6 +91,14 @@ class Features:
         cache_features(self.flags.load(), self.data, settings)
 
 
+def _range(text: str) -> tuple[int | None, int]:
+    """The fewest workers, where said, and the most: of `4` or `1:4`."""
+    least, found, most = text.rpartition(":")
+    if not most.isdigit() or (found and not least.isdigit()):
+        raise InputError(f"--workers {text}: give a number, or the fewest and the most, as in 1:4")
+    return int(least) if found else None, int(most)
+
+
 @dataclass(frozen=True)
 class Pretrain:
     """Pretrain one decoder on many subjects: Ray starts and watches the workers, DeepSpeed trains."""
@@ -103,8 +111,9 @@ class Pretrain:
     """subjects to train on; all of the data set's otherwise"""
     hold_out: tuple[str, ...] = ()
     """subjects to leave out"""
-    workers: int | None = None
-    """training processes; the recipe's lanes must be a multiple of it. One a node otherwise"""
+    workers: str | None = None
+    """training processes, whose number must divide the recipe's lanes; 1:4 shrinks and grows with the cluster between
+    the two. One a node otherwise"""
     emulate_nodes: int = 0
     """start that many Ray nodes on this machine"""
     cluster: str | None = None
@@ -113,6 +122,8 @@ class Pretrain:
     """seconds to wait for nodes that have not joined yet or were lost"""
     grace: float = 25.0
     """seconds for a last checkpoint when the job is told to stop (SIGTERM, Ctrl-C)"""
+    hang_after: float = 1800.0
+    """seconds without anything new from the workers after which they are killed and started again"""
     skip_preflight: bool = False
     """start without looking at nodes first: space, limits, and on a cluster equal versions and shared folders"""
     wandb: bool = False
@@ -130,7 +141,9 @@ class Pretrain:
         if self.print_config:
             return print_recipe(recipe)
         subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
-        workers = self.workers if self.workers is not None else max(1, self.emulate_nodes)
+        least, workers = (
+            _range(self.workers) if self.workers is not None else (None, max(1, self.emulate_nodes))
+        )
         place = Place(
             workers,
             self.emulate_nodes,
@@ -138,6 +151,8 @@ class Pretrain:
             patience=self.wait_for_nodes,
             preflight=not self.skip_preflight,
             grace=self.grace,
+            least=least,
+            hang_after=self.hang_after,
         )
         path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
         output().print(f"Checkpoint {path}")

@@ -1,0 +1,59 @@
+"""Looks at a run while its workers train: has it hung, is there room for more workers?"""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fmri2img.launch.fitting import kill_controller
+from fmri2img.launch.room import MoreRoom
+from fmri2img.trainer import stopping
+from fmri2img.trainer.watch import METRICS
+
+LOOK_SECONDS = 1.0
+ROOM_SECONDS = 5.0
+
+
+class Overseer:
+    """A thread beside one start of the workers. `told` is why it ended them, if it did.
+
+    Hung workers are killed: a collective waits for one that is stuck for as long as its backend likes. For more room
+    they are asked, so that no step is lost.
+    """
+
+    def __init__(self, run: Path, folder: Path, *, hang_after: float, room: Callable[[], int]) -> None:
+        self.run, self.folder, self.hang_after, self.room = run, folder, hang_after, room
+        self.told: Exception | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="overseer")
+
+    def __enter__(self) -> "Overseer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        length, changed, seen, looked = self._length(), time.monotonic(), False, time.monotonic()
+        before = 0
+        while not self._done.wait(min(LOOK_SECONDS, self.hang_after / 4)):
+            now = time.monotonic()
+            if (found := self._length()) != length:
+                length, changed, seen = found, now, True
+            # Workers that have not begun are for those who start them.
+            if seen and now - changed > self.hang_after:
+                self.told = TimeoutError(f"nothing new from the workers for {now - changed:.0f} s")
+                return kill_controller(self.folder)
+            if seen and self.told is None and now - looked > ROOM_SECONDS:
+                looked, could = now, self.room()
+                # Twice in a row, since the places of workers that have just ended are free for a moment.
+                if could and could == before:
+                    self.told = MoreRoom(could)
+                    stopping.request(self.run)
+                before = could
+
+    def _length(self) -> int:
+        path = self.run / METRICS
+        return path.stat().st_size if path.exists() else 0
