@@ -12,13 +12,14 @@ from fmri2img.trainer.watch import METRICS
 
 LOOK_SECONDS = 1.0
 ROOM_SECONDS = 5.0
+HEAR_SECONDS = 60.0
 
 
 class Overseer:
     """A thread beside one start of the workers. `told` is why it ended them, if it did.
 
-    Hung workers are killed: a collective waits for one that is stuck for as long as its backend likes. For more room
-    they are asked, so that no step is lost.
+    Hung workers are told to go at once: a collective waits for one that is stuck for as long as its backend likes. If
+    none of them hears that, the controller is killed. For more room they are asked, so that no step is lost.
     """
 
     def __init__(self, run: Path, folder: Path, *, hang_after: float, room: Callable[[], int]) -> None:
@@ -28,6 +29,7 @@ class Overseer:
         self._thread = threading.Thread(target=self._look, daemon=True, name="overseer")
 
     def __enter__(self) -> "Overseer":
+        self._first = self._length()
         self._thread.start()
         return self
 
@@ -36,8 +38,8 @@ class Overseer:
         self._thread.join()
 
     def _look(self) -> None:
-        length, changed, seen, looked = self._length(), time.monotonic(), False, time.monotonic()
-        before = 0
+        length, seen, before = self._first, False, 0
+        changed = looked = time.monotonic()
         while not self._done.wait(min(LOOK_SECONDS, self.hang_after / 4)):
             now = time.monotonic()
             if (found := self._length()) != length:
@@ -45,7 +47,10 @@ class Overseer:
             # Workers that have not begun are for those who start them.
             if seen and now - changed > self.hang_after:
                 self.told = TimeoutError(f"nothing new from the workers for {now - changed:.0f} s")
-                return kill_controller(self.folder)
+                stopping.request(self.run, at_once=True)
+                if not self._done.wait(HEAR_SECONDS):
+                    kill_controller(self.folder)
+                return
             if seen and self.told is None and now - looked > ROOM_SECONDS:
                 looked, could = now, self.room()
                 # Twice in a row, since the places of workers that have just ended are free for a moment.

@@ -1,14 +1,18 @@
 """Stopping in good order: whoever asks gets the step under way, a checkpoint of it, and a job that says how to go on.
 
-A signal asks in the process that trains; a launcher, whose workers are elsewhere, asks by a file in the run folder.
+A signal asks in the process that trains; a launcher, whose workers are elsewhere, asks by a file in the run folder. It
+may ask them to go at once, too, which a thread hears while the rest of the process waits for others in vain.
 """
 
+import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REQUEST = ".stop"
+AT_ONCE = "at once"
 LOOK_SECONDS = 0.5
 
 
@@ -28,13 +32,28 @@ def ask() -> bool:
 
 
 def watch_file(run: Path) -> None:
-    """From now on, a request in this run folder counts as well."""
+    """From now on, a request in this run folder counts as well, and one to go at once ends this process."""
     _State.file = run / REQUEST
 
+    def obey(path: Path) -> None:
+        while _State.file == path:
+            if told(run) == AT_ONCE:
+                os._exit(1)
+            time.sleep(LOOK_SECONDS)
 
-def request(run: Path) -> None:
-    """Ask the workers of a run to stop, wherever they are."""
-    (run / REQUEST).touch()
+    threading.Thread(target=obey, args=(_State.file,), daemon=True, name="obey").start()
+
+
+def request(run: Path, *, at_once: bool = False) -> None:
+    """Ask the workers of a run to stop, wherever they are: after the step under way, or at once."""
+    (run / REQUEST).write_text(AT_ONCE if at_once else "after this step")
+
+
+def told(run: Path) -> str | None:
+    """What is asked for in a run folder."""
+    with suppress(FileNotFoundError):
+        return (run / REQUEST).read_text()
+    return None
 
 
 def withdraw(run: Path) -> None:

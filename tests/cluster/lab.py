@@ -120,7 +120,7 @@ class Host:
     def wait_for_ray(self) -> None:
         """Until this host's Ray node is up."""
         log = self.folder / "ray.log"
-        wait_for(lambda: "runtime started" in log.read_text(), seconds=90, told=f"Ray is up on {self.name}")
+        wait_for(lambda: "runtime started" in log.read_text(), seconds=150, told=f"Ray is up on {self.name}")
 
     @property
     def pids(self) -> list[int]:

@@ -20,8 +20,8 @@ from fmri2img.launch.cluster import Place
 from fmri2img.launch.fitting import CONTROLLER
 from fmri2img.launch.overseer import Overseer
 from fmri2img.launch.room import MoreRoom, admissible, check_range, find_room, more_room
+from fmri2img.trainer import stopping
 from fmri2img.trainer.stages import StageSpec
-from fmri2img.trainer.stopping import REQUEST
 
 
 @pytest.fixture
@@ -87,7 +87,10 @@ def test_the_range_is_read_from_the_flag() -> None:
         Place(4, least=5)
 
 
-def test_workers_that_write_nothing_more_are_killed(tmp_path: Path) -> None:
+def test_workers_that_write_nothing_more_are_told_to_go_and_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overseer, "HEAR_SECONDS", 0.2)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as controller:
         (tmp_path / CONTROLLER).write_text(json.dumps({"host": socket.gethostname(), "pid": controller.pid}))
         look = Overseer(tmp_path, tmp_path, hang_after=0.4, room=lambda: 0)
@@ -97,6 +100,7 @@ def test_workers_that_write_nothing_more_are_killed(tmp_path: Path) -> None:
                 (tmp_path / "metrics.jsonl").write_text("a line\n" * (step + 1))
                 assert controller.poll() is None
             assert controller.wait(timeout=30) == -9
+    assert stopping.told(tmp_path) == stopping.AT_ONCE
     assert isinstance(look.told, TimeoutError) and "nothing new from the workers" in str(look.told)
 
 
@@ -117,7 +121,7 @@ def test_room_that_stays_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         answer = next(answers, 4)
         if answer == 4:
             asked.set()
-        assert not (tmp_path / REQUEST).exists(), "asked once"
+        assert stopping.told(tmp_path) is None, "asked once"
         return answer
 
     look = Overseer(tmp_path, tmp_path, hang_after=100, room=found)
@@ -129,4 +133,4 @@ def test_room_that_stays_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 break
             time.sleep(0.01)
     assert isinstance(look.told, MoreRoom) and look.told.workers == 4
-    assert (tmp_path / REQUEST).exists()
+    assert stopping.told(tmp_path) not in (None, stopping.AT_ONCE)

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fmri2img.errors import StoppedError
-from fmri2img.launch import fitting
 from fmri2img.launch.fitting import CONTROLLER, fit_aside
 
 
@@ -23,7 +23,7 @@ class Told(StoppedError):
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread is told to stop as soon as it waits for `fit`."""
-    result = fitting.Future.result
+    result = Future.result
     main = threading.main_thread()
 
     def interrupted(self: Any, timeout: float | None = None) -> Any:
@@ -32,7 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
             raise Told("stopped by SIGTERM")
         return result(self, timeout)
 
-    monkeypatch.setattr(fitting.Future, "result", interrupted)
+    monkeypatch.setattr(Future, "result", interrupted)
 
 
 def test_what_fit_raises_comes_through(tmp_path: Path) -> None:

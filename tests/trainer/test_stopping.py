@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,17 @@ def test_a_request_in_the_run_folder_is_heard_and_can_be_withdrawn(
     stopping.withdraw(Path(run.run))
     finetune(run)
     assert schema.resolve(Path(run.run)).manifest.step == 8
+
+
+def test_who_is_told_to_go_at_once_goes_whatever_it_waits_for(tmp_path: Path) -> None:
+    waits = (
+        "import sys, threading; from pathlib import Path; from fmri2img.trainer import stopping; "
+        "stopping.watch_file(Path(sys.argv[1])); print('waits', flush=True); threading.Event().wait()"
+    )
+    with subprocess.Popen([sys.executable, "-P", "-c", waits, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"waits\n"
+        stopping.request(tmp_path)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3 * stopping.LOOK_SECONDS)
+        stopping.request(tmp_path, at_once=True)
+        assert process.wait(30) == 1
