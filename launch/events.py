@@ -9,6 +9,8 @@ The driver writes both, nobody else. An event is one JSON line with `time` (Unix
 | `node-joined`, `node-lost` | address of a node of the cluster |
 | `failed` | why training was interrupted, and the last step on record |
 | `waiting` | how many workers find a place, and how many are wanted |
+| `shrunk` | with how many workers the run goes on, and how many it wants |
+| `growing` | that it stopped after a step because there is room for so many workers |
 | `restarted` | after a failure: step gone on from, steps done again, seconds without training, workers |
 | `finished` | the last step |
 | `stopped` | reason, exit code, and the last step on record |

@@ -34,7 +34,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("pretrain --dta x", "unrecognized --dta x; missing --data, --out; see fmri2img pretrain --help"),
         ("pretrain --data x --out y extra", "unrecognized extra; see fmri2img pretrain --help"),
         ("pretrain --data x --out y --worker 2", "unrecognized --worker 2; did you mean --workers?"),
-        ("pretrain --data x --out y --workers two", "--workers two: the value must be a whole number"),
+        ("pretrain --data x --out y --workers two", "--workers two: give a number, or the fewest and the most, as in"),
         ("pretrain --data x --out", "--out needs a value; see fmri2img pretrain --help"),
         ("evaluate x --pool 1.5", "--pool 1.5: the value must be a whole number"),
         ("evaluate", "missing PATH; see fmri2img evaluate --help"),

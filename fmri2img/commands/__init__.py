@@ -140,10 +140,7 @@ class Pretrain:
         recipe = self.flags.load()
         if self.print_config:
             return print_recipe(recipe)
-        subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
-        least, workers = (
-            _range(self.workers) if self.workers is not None else (None, max(1, self.emulate_nodes))
-        )
+        least, workers = _range(self.workers or str(max(1, self.emulate_nodes)))
         place = Place(
             workers,
             self.emulate_nodes,
@@ -154,6 +151,7 @@ class Pretrain:
             least=least,
             hang_after=self.hang_after,
         )
+        subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
         path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
         output().print(f"Checkpoint {path}")
 
