@@ -14,6 +14,7 @@ from fmri2img.datasets import Dataset
 from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings
+from fmri2img.evaluation.protocols import protocol
 from fmri2img.files import alone, write_json
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices
@@ -161,14 +162,23 @@ def reconstruction(
     return path
 
 
-def evaluation(made: Path, data: Path, *, candidates: Candidates = "split", **settings: Any) -> Evaluation:
+def evaluation(
+    made: Path,
+    data: Path,
+    *,
+    candidates: Candidates = "split",
+    captions: Path | None = None,
+    devices: str = "cpu",
+    **settings: Any,
+) -> Evaluation:
     """Evaluate, with the fields of `EvaluationSettings`, and write `metrics.json` beside the reconstruction."""
     try:
         how = EvaluationSettings(**settings)
     except ValidationError as error:
         raise flag_error(error) from error
     with stage(f"Evaluating {made}", "pictures"):
-        result = judge(made, data, how, candidates=candidates)
+        device = choose_devices(devices, None).first
+        result = judge(made, data, how, candidates=candidates, captions=captions, device=device)
     result.write(made / EVALUATION)
     return result
 
@@ -209,3 +219,27 @@ def show(evaluations: dict[str, Evaluation]) -> None:
         first = next(r.metrics[name] for r in evaluations.values() if name in r.metrics)
         table.add_row(first.label, *cells, "" if first.chance is None else f"{first.chance:.3f}")
     output().print(table)
+
+
+def show_published(name: str, result: Evaluation) -> None:
+    """Print what is missing of a result and, where a protocol was asked for, published results beside it."""
+    from rich.table import Table
+
+    for label, reason in result.missing.items():
+        output().print(f"Missing: {label}: {reason}", markup=False)
+    if result.settings.protocol is None:
+        return
+    comparable = [row for row in result.published if row.comparable]
+    rows = comparable or [row for row in result.published if row.headline]
+    if not rows:
+        return
+    shown = [m for m in protocol(result.settings.protocol).order() if m in result.metrics]
+    table = Table("", *(result.metrics[metric].label for metric in shown))
+    table.add_row(name, *(f"{result.metrics[metric].value:.3f}" for metric in shown))
+    for row in rows:
+        kind = f"{row.method}, {row.sessions} sessions, {row.split}"
+        cells = (f"{row.values[metric]:.3f}" if metric in row.values else "" for metric in shown)
+        table.add_row(kind if row.comparable else f"[dim]{kind} (not comparable)[/dim]", *cells)
+    output().print(table)
+    if not comparable:
+        output().print(f"No published result is comparable. The first: {rows[0].why}.", markup=False)

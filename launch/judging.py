@@ -4,24 +4,43 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from fmri2img.datasets import Dataset, Samples
 from fmri2img.datasets.samples import concatenate
 from fmri2img.errors import InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings, Reconstructions, Truth, evaluate
+from fmri2img.evaluation.given import places
+from fmri2img.evaluation.judged import Judged
+from fmri2img.evaluation.looking import look_at
+from fmri2img.evaluation.protocols import protocol
+from fmri2img.evaluation.published import Measured, split_of
 from fmri2img.features.extractors import ClipImage
+from fmri2img.launch.judging_more import judge_brain, judge_captions
 from fmri2img.launch.made import Made, read_made
 
 Candidates = Literal["split", "subject"]
 
 
 def judge(
-    made_folder: Path, data: Path, settings: EvaluationSettings, *, candidates: Candidates = "split"
+    made_folder: Path,
+    data: Path,
+    settings: EvaluationSettings,
+    *,
+    candidates: Candidates = "split",
+    captions: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Evaluation:
     """Evaluate a reconstruction against the pictures of its split, or against all that the subject saw.
 
     Two-way identification compares predicted with true features as they are, as the field does; retrieval, and two-way
     identification by direction, compare the decoder's retrieval directions with features centred on the training mean.
+    What a protocol, an encoding model or captions need and is not here is told in the result, and the rest is measured.
+
+    Args:
+        captions: a JSON file of predicted captions by item key or nsd_id, to compare with those of the pictures.
+        device: what networks compute on.
+
     Raises InputError for data it was not made from.
     """
     made, dataset = read_made(made_folder), Dataset.open(data)
@@ -36,13 +55,50 @@ def judge(
         )
     splits = (made.job.split,) if candidates == "split" else tuple(dataset.splits)
     tables = [dataset.samples(made.job.subjects[0], split) for split in splits]
-    reconstructions, truth = _made(made), _truth(dataset, tables, made)
+    whole = settings.protocol is not None
+    reconstructions, truth = _made(made), _truth(dataset, tables, made, whole=whole)
     for name in settings.networks:
-        network = ClipImage(model=name).load()
+        network = ClipImage(model=name).load(device)
         reconstructions.perceived[name] = network(list(made.pictures))
         assert truth.pictures is not None
         truth.perceived[name] = network(list(truth.pictures))
-    return evaluate(reconstructions, truth, settings)
+    more, missing = _looked(reconstructions, truth, settings, device)
+    for found, absent in (
+        judge_brain(dataset, made, settings, device),
+        judge_captions(dataset, made, captions, device),
+    ):
+        more |= found
+        missing |= absent
+    return evaluate(
+        reconstructions,
+        truth,
+        settings,
+        more=more,
+        missing=missing,
+        measured=_measured(dataset, reconstructions, settings),
+    )
+
+
+def _looked(
+    made: Reconstructions, truth: Truth, settings: EvaluationSettings, device: torch.device | str
+) -> tuple[dict[str, Judged], dict[str, str]]:
+    """What the protocol's networks say, where there is a protocol."""
+    if settings.protocol is None or made.pictures is None or truth.pictures is None:
+        return {}, {}
+    index = places(made, truth)
+    return look_at(protocol(settings.protocol), made.pictures, truth.pictures, index, device=device)
+
+
+def _measured(dataset: Dataset, made: Reconstructions, settings: EvaluationSettings) -> Measured:
+    """On what: a split of NSD is known by the release that the data set names and by its number of pictures."""
+    pictures = len(np.unique(made.nsd_ids))
+    return Measured(
+        data=dataset.manifest.name,
+        split=split_of(dataset.manifest.provenance.get("release", ""), pictures),
+        pictures=pictures,
+        subject=made.subject,
+        protocol=settings.protocol,
+    )
 
 
 def _made(made: Made) -> Reconstructions:
@@ -53,15 +109,18 @@ def _made(made: Made) -> Reconstructions:
         pictures=made.pictures,
         features=made.features,
         directions=made.retrieval,
+        seeds=np.array([item["sample"] for item in made.items]),
     )
 
 
-def _truth(dataset: Dataset, tables: list[Samples], made: Made) -> Truth:
+def _truth(dataset: Dataset, tables: list[Samples], made: Made, *, whole: bool) -> Truth:
+    """The candidates; their pictures `whole` as the data set has them, else of the size of those made."""
     table = concatenate(tables[0].subject, tables)
     rows = np.unique(table.nsd_id, return_index=True)[1]
     features = {name: dataset.read_features(table, rows, name) for name in made.job.spaces}
     centres = {name: dataset.feature_statistics(name)[0] for name in made.job.spaces}
-    pictures = seen_pictures(dataset, table, rows, made.pictures.shape[1])
+    size = max(dataset.picture(table, int(rows[0])).shape[:2]) if whole else made.pictures.shape[1]
+    pictures = seen_pictures(dataset, table, rows, size)
     return Truth(nsd_ids=table.nsd_id[rows], pictures=pictures, features=features, centres=centres)
 
 

@@ -17,6 +17,7 @@ from tyro.conf import (
 from fmri2img.commands.checkpoint import Checkpoint
 from fmri2img.commands.data import Data
 from fmri2img.commands.doctor import Doctor
+from fmri2img.commands.evaluate import Evaluate
 from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.commands.launch import Launch
 from fmri2img.commands.simulation import SimulationModels
@@ -267,32 +268,6 @@ class Reconstruct:
             verify=self.verify,
         )
         output().print(f"Pictures in {path.parent}; next: fmri2img evaluate {path.parent}")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Score a reconstruction with the field's metrics, each with an interval."""
-
-    made: Positional[Path]
-    """the folder of the reconstruction"""
-    data: Path | None = None
-    """the data set folder; where the reconstruction was made from otherwise"""
-    pool: int = 300
-    """pictures in a retrieval pool"""
-    candidates: Literal["split", "subject"] = "split"
-    """identify among the pictures of the split, or among all that the subject saw"""
-    networks: tuple[str, ...] = ()
-    """CLIP models that look at pictures made and seen and identify them, such as simulation/clip"""
-
-    def run(self) -> None:
-        from fmri2img.launch import jobs
-
-        data = jobs.source_of(self.made, self.data)
-        result = jobs.evaluation(
-            self.made, data, candidates=self.candidates, pool=self.pool, networks=list(self.networks)
-        )
-        jobs.show({self.made.name: result})
-        output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
 
 
 @dataclass(frozen=True)
