@@ -21,9 +21,9 @@ from fmri2img.launch.cluster import Place, cluster, leave_source_tree, worker_en
 from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import Story, checkpoint_steps, following_nodes, telling
 from fmri2img.launch.fitting import controller_noted, fit_aside
-from fmri2img.launch.overseer import Overseer
+from fmri2img.launch.overseer import HEAD_LOST, Overseer
 from fmri2img.launch.room import MoreRoom, check_range, find_room, more_room
-from fmri2img.launch.slots import alive_nodes, has_gpus, worker_resources
+from fmri2img.launch.slots import alive_nodes, has_gpus, head_answers, worker_resources
 from fmri2img.trainer import stopping
 from fmri2img.trainer.collectives import gather_objects, rank
 from fmri2img.trainer.config import Recipe
@@ -138,7 +138,11 @@ def _attempt(spec: StageSpec, place: Place, workers: int) -> None:
 
     stopping.withdraw(run)
     overseer = Overseer(
-        run, storage, hang_after=place.hang_after, room=lambda: more_room(spec, place, workers)
+        run,
+        storage,
+        hang_after=place.hang_after,
+        room=lambda: more_room(spec, place, workers),
+        head=head_answers,
     )
     try:
         with overseer:
@@ -146,6 +150,10 @@ def _attempt(spec: StageSpec, place: Place, workers: int) -> None:
     except StoppedError:
         raise
     except Exception as error:
+        if not head_answers():  # nobody else ends its workers for a minute
+            stopping.request(run, at_once=True)
+            time.sleep(4 * stopping.LOOK_SECONDS)
+            raise HEAD_LOST from None
         if overseer.told is not None:
             raise overseer.told from error
         raise

@@ -1,5 +1,6 @@
 """Room for workers on the cluster that this process is connected to: what a worker takes, and how many find a place."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from fmri2img.errors import InputError
 from fmri2img.launch.cluster import WORKER, Place, worker_environment
 
 PROBE_SECONDS = 10.0
+HEAD_SECONDS = 5.0
 
 
 def has_gpus() -> bool:
@@ -57,10 +59,26 @@ def check_room(place: Place, device: str) -> None:
             )
 
 
+def head_answers() -> bool:
+    """Whether the cluster's head takes connections. Ray itself waits for it for a minute, and then ends the process."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        return True  # a Ray client has no such connection of its own
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=HEAD_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 def alive_nodes() -> dict[str, str] | None:
     """Node id to address of the nodes that the cluster counts as alive; None when its head does not answer."""
     import ray
 
+    if not head_answers():
+        return None
     try:
         return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     except Exception:  # Ray raises whatever its channel to the head failed with; the next look tells

@@ -134,3 +134,24 @@ def test_room_that_stays_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             time.sleep(0.01)
     assert isinstance(look.told, MoreRoom) and look.told.workers == 4
     assert stopping.told(tmp_path) not in (None, stopping.AT_ONCE)
+
+
+def test_workers_are_asked_to_stop_when_the_head_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overseer, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(overseer, "LOOK_SECONDS", 0.01)
+    answers, gone = iter([True, True]), threading.Event()
+
+    def head() -> bool:
+        if next(answers, False):
+            return True
+        gone.set()
+        return False
+
+    look = Overseer(tmp_path, tmp_path, hang_after=100, head=head)
+    with look:
+        (tmp_path / "metrics.jsonl").write_text("a line\n")
+        assert gone.wait(20)
+    assert look.told is overseer.HEAD_LOST
+    assert stopping.told(tmp_path) not in (None, stopping.AT_ONCE)
