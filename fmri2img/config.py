@@ -28,7 +28,7 @@ def load_recipe(name: str, *, config: Path | None = None, values: Sequence[str] 
     Raises InputError in one sentence, which names the layer at fault, for an unknown recipe, an unknown key or a value
     out of range.
     """
-    layers: list[Layer] = [(f"recipe {name}", _read(_recipe_path(name)))]
+    layers = _recipe_layers(name)
     if config is not None:
         layers.append((f"--config {config}", _read(config)))
     layers += [(f"--set {pair}", _pair(pair)) for pair in values]
@@ -43,6 +43,22 @@ def load_recipe(name: str, *, config: Path | None = None, values: Sequence[str] 
         raise InputError(
             f"recipe {name}: a value contains itself: YAML aliases must not be circular"
         ) from error
+
+
+def _recipe_layers(name: str) -> list[Layer]:
+    """The recipe's values, below them those of the shipped recipe that its `base` names, and so on."""
+    layers: list[Layer] = []
+    names = [name]
+    while names:
+        values = _read(_recipe_path(names[-1]))
+        base = values.pop("base", None)
+        layers.insert(0, (f"recipe {names[-1]}", values))
+        if base is None:
+            break
+        if not isinstance(base, str) or base in names:
+            raise InputError(f"recipe {names[-1]}: base {base!r} must be the name of another recipe")
+        names.append(base)
+    return layers
 
 
 def _recipe_path(name: str) -> Path:
@@ -100,7 +116,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        goes_over = isinstance(old, dict) and isinstance(value, dict)
+        # Settings of one kind of extractor or generator say nothing of another.
+        if goes_over and "kind" in value and value["kind"] != old.get("kind", value["kind"]):
+            goes_over = False
+        merged[key] = _merge(old, value) if goes_over else value
     return merged
 
 

@@ -1,4 +1,4 @@
-"""`fmri2img checkpoint`: look at checkpoints, prove them whole, bring old ones up to date, hand finished ones on."""
+"""`fmri2img checkpoint`: look at checkpoints, prove them whole, take in published ones, hand finished ones on."""
 
 import json
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
+from fmri2img.commands.checkpoint_import import CheckpointImport
 from fmri2img.console import output, stage
 
 
@@ -105,8 +106,8 @@ class CheckpointExport:
     """a run folder, whose newest whole checkpoint is meant, or a step-... folder"""
     out: Positional[Path]
     """the folder to make"""
-    to: Literal["hf-folder"] = "hf-folder"
-    """a folder in the style of the Hugging Face hub, for from_pretrained"""
+    to: Literal["hf-folder", "mindeye1", "mindeye2"] = "hf-folder"
+    """a folder in the style of the Hugging Face hub, for from_pretrained; or one with the last.pth of published code"""
     weights: Literal["model", "ema"] = "model"
     """the finished model's, or the averaged ones that the run kept"""
     license: str = "other"
@@ -121,8 +122,34 @@ class CheckpointExport:
             output().print(line, markup=False)
         name = {"model": schema.MODEL_NAME, "ema": schema.EMA_NAME}[self.weights]
         decoder = load_decoder(found.path, weights=name)
+        if self.to != "hf-folder":
+            return self._as_published(decoder, self.to)
         decoder.save_pretrained(self.out, found=found, license=self.license)
         output().print(f"{found.path} exported to {self.out}", markup=False)
+
+    def _as_published(self, decoder: Any, generation: Literal["mindeye1", "mindeye2"]) -> None:
+        import torch
+
+        from fmri2img.errors import InputError
+        from fmri2img.files import staged_folder
+        from fmri2img.models.mindeye_exchange import outgoing
+
+        subjects, tensors = outgoing(decoder, generation)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise InputError(f"{self.out} is there already and nothing is written over: give another folder")
+        with staged_folder(self.out) as staging:
+            # `subjects` is ours: published files do not say whose heads they hold.
+            whole = {
+                "epoch": 0,
+                "model_state_dict": tensors,
+                "train_losses": [],
+                "test_losses": [],
+                "lrs": [],
+            }
+            torch.save(whole | {"subjects": subjects}, staging / "last.pth")
+        output().print(
+            f"{self.out / 'last.pth'}: heads of {', '.join(subjects)}, in this order", markup=False
+        )
 
 
 CheckpointAction = (
@@ -130,12 +157,13 @@ CheckpointAction = (
     | Annotated[CheckpointVerify, subcommand("verify")]
     | Annotated[CheckpointMigrate, subcommand("migrate")]
     | Annotated[CheckpointExport, subcommand("export")]
+    | Annotated[CheckpointImport, subcommand("import")]
 )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Look after checkpoints: inspect, verify, migrate, export."""
+    """Look after checkpoints: inspect, verify, migrate, export, import."""
 
     action: OmitSubcommandPrefixes[CheckpointAction]
 

@@ -1,18 +1,20 @@
 """The `.pth` files of published decoders: tensors out of a pickle, and nothing else of it.
 
-Published training saves one pickle of the model beside its optimiser, and DeepSpeed's objects with that. PyTorch's own
-restricted unpickler reads it here: it makes tensors and plain containers, and calls nothing that the file names. What
-else the file names becomes a `NotRead`, which keeps nothing and does nothing, so that neither DeepSpeed nor any other
-package that took part is needed or run.
+Published training saves one pickle of the model beside its optimiser, and DeepSpeed's objects with that. The unpickler
+here knows what tensors and plain containers are made with, and nothing else: whatever the file names beyond that
+becomes a `NotRead`, which keeps nothing and does nothing. So neither DeepSpeed nor any other package that took part is
+needed, and no function that a file names is ever called. PyTorch's own `weights_only` refuses such a file as a whole.
 """
 
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch import _utils as rebuilding
 
 from fmri2img.errors import DamageError, InputError
 
@@ -25,6 +27,9 @@ class NotRead:
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
+    def __call__(self, *args: object, **kwargs: object) -> "NotRead":
+        return self
+
     def __setstate__(self, state: object) -> None:
         pass
 
@@ -36,6 +41,29 @@ class NotRead:
 
     def extend(self, values: object) -> None:
         """Of a list that is none."""
+
+
+KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuilding._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): rebuilding._rebuild_parameter,
+}
+"""All that a file may name; names of storages, which are no functions, PyTorch reads itself."""
+
+
+class TensorsOnly(pickle.Unpickler):
+    """Makes tensors and containers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What is called by this name in `KNOWN`, otherwise `NotRead`."""
+        return KNOWN.get((module, name), NotRead)
+
+
+class _Unpickling:
+    """What `torch.load` takes for the module pickle."""
+
+    Unpickler = TensorsOnly
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
@@ -52,15 +80,8 @@ def read_published(path: Path) -> dict[str, Tensor]:
             "again, or save it anew with a present PyTorch"
         )
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(NotRead, name) for name in names]):
-            whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        told = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be read without running what it names ({told[-200:]}): ask its author for the tensors alone"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        whole = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Unpickling, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError, ValueError, KeyError) as error:
         raise DamageError(
             f"{path} is damaged: {' '.join(str(error).split())[:300]}. Download it again"
         ) from error
