@@ -20,6 +20,7 @@ from fmri2img.commands.doctor import Doctor
 from fmri2img.commands.evaluate import Evaluate
 from fmri2img.commands.features_import import FeaturesImport
 from fmri2img.commands.launch import Launch
+from fmri2img.commands.plan import Plan
 from fmri2img.commands.simulation import SimulationModels
 from fmri2img.commands.status import Status
 from fmri2img.console import output
@@ -326,6 +327,7 @@ Command = OmitSubcommandPrefixes[
     | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Launch, subcommand("launch")]
     | Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Status, subcommand("status")]
     | Annotated[SimulationModels, subcommand("simulation")]
     | Annotated[Demo, subcommand("demo")]
