@@ -116,11 +116,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        goes_over = isinstance(old, dict) and isinstance(value, dict)
-        # Settings of one kind of extractor or generator say nothing of another.
-        if goes_over and "kind" in value and value["kind"] != old.get("kind", value["kind"]):
-            goes_over = False
-        merged[key] = _merge(old, value) if goes_over else value
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, dict):
+            # Settings of one kind of extractor or generator say nothing of another.
+            same = "kind" not in value or value["kind"] == old.get("kind", value["kind"])
+            merged[key] = _merge(old, value) if same else value
     return merged
 
 

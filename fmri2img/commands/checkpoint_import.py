@@ -93,6 +93,7 @@ class CheckpointImport:
     def _recipe(self, sizes: "Sizes") -> "Recipe":
         """The recipe, with the sizes that the weights have and what the user sets over them."""
         from fmri2img.config import load_recipe
+        from fmri2img.errors import InputError
         from fmri2img.models.mindeye_exchange import names_of
 
         name = self.recipe
@@ -101,6 +102,11 @@ class CheckpointImport:
             if self.generation == "mindeye2":
                 name += ("-1024" if sizes.latent == 1024 else "") + ("" if sizes.edge else "-nolow")
         draft = load_recipe(name, config=self.config, values=self.set)
+        if draft.decoder.architecture != self.generation:
+            raise InputError(
+                f"recipe {name} has decoder.architecture {draft.decoder.architecture}, the weights are of "
+                f"{self.generation}: take a recipe of it, or leave --recipe out"
+            )
         directed = {space for space, told in draft.spaces.items() if told.directed}
         tokens = names_of(list(draft.spaces), directed, draft.decoder.maps).tokens
         told: dict[str, Any] = {"decoder.latent": sizes.latent}

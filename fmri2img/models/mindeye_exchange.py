@@ -196,7 +196,7 @@ def outgoing(decoder: torch.nn.Module, generation: Generation) -> tuple[list[str
         decoder.layout().sizes["blocks"],
         (tokens.tokens, channels),
         decoder.layout().sizes["hidden"] if tokens.projector is not None else 0,
-        backbone["grid"].edge if "grid" in backbone else 0,  # type: ignore[arg-type]
+        backbone["grid"].edge if "grid" in backbone else 0,
         prior,
     )
     return subjects, exported(decoder.state_dict(), sizes, subjects, names)

@@ -45,7 +45,7 @@ def heads_the_other_way(decoder: MultiSubjectDecoder, responses: Mapping[str, Te
 def once_more_at_the_end(decoder: MultiSubjectDecoder, responses: Mapping[str, Tensor], *others: Any) -> Any:
     """A pass that is as long as the other's and then goes on."""
     outputs = usual(decoder, responses, *others)
-    decoder.backbone[0](outputs[0], outputs[0])
+    next(decoder.backbone.children())(outputs[0], outputs[0])
     return outputs
 
 

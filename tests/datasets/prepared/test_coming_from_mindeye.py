@@ -130,3 +130,49 @@ def test_the_import_records_what_it_read_and_equals_it(at_home: Path, mindeye_pu
     tensors = schema.load_tensors(found.path)
     assert torch.equal(tensors["heads.two.weight"], weights["ridge.linears.1.weight"])
     assert run([*words, "--subjects", "one,two", "--config", "small.yaml"]) == 2  # nothing is written over
+
+
+def test_an_imported_checkpoint_predicts_what_the_public_code_does(
+    mindeye_published: ModuleType, tmp_path: Path
+) -> None:
+    """With the sizes of the weights and the shipped recipe, nothing set by hand."""
+    weights, theirs = mindeye_published.published("mindeye1")
+    torch.save({"model_state_dict": weights}, tmp_path / "last.pth")
+    words = ["checkpoint", "import", "mindeye1", str(tmp_path / "last.pth"), "--out", str(tmp_path / "run")]
+    assert run([*words, "--subjects", "one"]) == 0
+    decoder = load_decoder(tmp_path / "run")
+    predicted = decoder.predict({"one": mindeye_published.given("subject 0", 2, 7)})
+    tokens = (
+        predicted.features["clip-tokens"] * 768**0.5
+    )  # published code has the branch in the prior's units
+    torch.testing.assert_close(tokens, theirs["tokens"], rtol=1e-5, atol=1e-5)
+    directions = predicted.retrieval["clip-tokens"].view(2, 2, 768)
+    torch.testing.assert_close(directions, theirs["directions"], rtol=1e-5, atol=1e-5)
+    first = predicted.features["clip-tokens"][:1]
+    drawn = decoder.for_pictures({"clip-tokens": first}, [torch.Generator().manual_seed(1)])
+    torch.testing.assert_close(drawn["clip-tokens"], theirs["sampled-100"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "mindeye2-nolow"], "take the recipe mindeye2 for weights with one"),
+        (["--recipe", "mindeye2", "--set", "spaces.bigg-tokens.factor=null"], "has no factor"),
+        (["--recipe", "mindeye2", "--set", "decoder.latent=21"], "set the recipe's decoder and prior"),
+        (["--recipe", "default"], "has decoder.architecture residual"),
+    ],
+)
+def test_a_recipe_that_is_not_of_the_weights_is_refused(
+    at_home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    start = [
+        "checkpoint",
+        "import",
+        "mindeye2",
+        "train_logs/final_multisubject_subj01/last.pth",
+        "--out",
+        "run",
+    ]
+    assert run([*start, "--subjects", "one,two", *words]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (at_home / "run").exists()
