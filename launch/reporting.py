@@ -17,6 +17,7 @@ from fmri2img.evaluation.report import (
     Curve,
     MethodResult,
     PictureRow,
+    PublishedRow,
     ReportData,
     RoiSummary,
     write_report,
@@ -64,6 +65,7 @@ def write_run_report(
         ],
         metric_order=order,
         comparisons=_comparisons(results, order),
+        published=_published(results[main]),
         pictures=_pictures(dataset, pictures, results[main], _score(order)),
         score_name=results[main].metrics[_score(order)].label,
         curves=_curves(curves),
@@ -74,6 +76,21 @@ def write_run_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_report(out, report)
     return out
+
+
+def _published(result: Evaluation) -> list[PublishedRow]:
+    """Published rows that compare with the main method, or the field's main ones with why they do not."""
+    rows = [row for row in result.published if row.comparable] or [r for r in result.published if r.headline]
+    return [
+        PublishedRow(
+            f"{row.method}, {row.sessions} sessions, {row.split}",
+            f"{row.source} ({row.evidence})",
+            row.values,
+            row.comparable,
+            row.why,
+        )
+        for row in rows
+    ]
 
 
 def _score(order: list[str]) -> str:

@@ -66,6 +66,17 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class PublishedRow:
+    """A row of a published table beside ours: values by metric, and every reason why they do not compare."""
+
+    name: str
+    source: str
+    values: Mapping[str, float]
+    comparable: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class RoiSummary:
     """Noise ceilings (explainable share of variance, 0 to 1) of a region's voxels: median and quartiles."""
 
@@ -85,6 +96,7 @@ class ReportData:
     methods: Sequence[MethodResult] = ()
     metric_order: Sequence[str] = ()
     comparisons: Sequence[Comparison] = ()
+    published: Sequence[PublishedRow] = ()
     pictures: Sequence[PictureRow] = ()
     score_name: str = "score"
     score_higher_is_better: bool = True
@@ -119,6 +131,7 @@ def render_report(data: ReportData) -> str:
         key_figures=[_key_figure(data, name) for name in metrics[:KEY_FIGURES]] if data.methods else [],
         charts=[_metric_chart(data, name) for name in metrics],
         comparisons=[_comparison(data, item) for item in data.comparisons],
+        published=_published(data, metrics),
         groups=_groups(ranked),
         picture_methods=_picture_methods(data),
         gallery=gallery,
@@ -254,6 +267,26 @@ def _comparison(data: ReportData, item: Comparison) -> SimpleNamespace:
         unit="points" if percent else "",
         clear=item.difference.low > 0 or item.difference.high < 0,
     )
+
+
+def _published(data: ReportData, metrics: list[str]) -> SimpleNamespace | None:
+    """The published rows over those of the shown metrics that any of them has."""
+    shown = [name for name in metrics if any(name in row.values for row in data.published)]
+    if not shown:
+        return None
+    shares = {name: _is_share(_measure(data, name)) for name in shown}
+    rows = [
+        SimpleNamespace(
+            row=row,
+            cells=[
+                number(row.values[name], percent=shares[name]) if name in row.values else "\N{EN DASH}"
+                for name in shown
+            ],
+        )
+        for row in data.published
+    ]
+    labels = [_measure(data, name).label + (", %" if shares[name] else "") for name in shown]
+    return SimpleNamespace(labels=labels, rows=rows, comparable=sum(row.comparable for row in data.published))
 
 
 def _ranked(data: ReportData) -> list[PictureRow]:

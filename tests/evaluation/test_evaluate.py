@@ -10,6 +10,9 @@ import pytest
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation.evaluate import evaluate
 from fmri2img.evaluation.given import Reconstructions, Truth
+from fmri2img.evaluation.judged import Judged
+from fmri2img.evaluation.metrics import published_pools, retrieval
+from fmri2img.evaluation.published import Measured
 from fmri2img.evaluation.results import Evaluation, EvaluationSettings, difference
 
 Smooth = Callable[..., np.ndarray]
@@ -178,3 +181,44 @@ def test_what_does_not_fit_is_refused(perfect: Reconstructions, truth: Truth) ->
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="extra"):
         EvaluationSettings.model_validate({"pools": 3})
+
+
+def test_a_protocol_adds_the_other_ssim_and_retrieval_in_the_published_pools(
+    perfect: Reconstructions, truth: Truth, rng: np.random.Generator
+) -> None:
+    """One item of every picture, in another order; the figure is the published mean over pools."""
+    order = rng.permutation(12)
+    noisy = truth.features["scene"][order] + 2 * rng.standard_normal((12, 9)).astype(np.float32)
+    made = Reconstructions(order.astype(str), "subj01", truth.nsd_ids[order], features={"scene": noisy})
+    settings = EvaluationSettings(protocol="mindeye2", pool=5, resamples=50)
+    found = evaluate(made, truth, settings)
+    wanted = retrieval(noisy, truth.features["scene"], order, pools=published_pools(12, pool=5))
+    measure = found.metrics["image_retrieval_raw_scene"]
+    assert measure.value == pytest.approx(np.average(wanted.image, weights=wanted.draws))
+    assert sum(found.weights["image_retrieval_raw_scene"]) == 30 * 5
+    assert difference(found, found, "image_retrieval_raw_scene").value == 0
+    two = evaluate(perfect, truth, settings.model_copy(update={"protocol": "brain-diffuser"}))
+    assert "image_retrieval_raw_scene" not in two.metrics
+    assert not two.metrics["ssim"].headline and two.metrics["ssim_columns"].headline
+    assert "ssim_columns" in two.headlines() and "ssim" not in two.headlines()
+
+
+def test_what_was_scored_elsewhere_or_is_missing_is_kept(
+    perfect: Reconstructions, truth: Truth, tmp_path: Path
+) -> None:
+    swav = Judged(np.linspace(0.2, 0.4, 10), "SwAV", "a distance", None, higher_is_better=False)
+    measured = Measured(data="here", split=None, pictures=9, subject="subj01", protocol="mindeye2")
+    found = evaluate(
+        replace(perfect, seeds=np.arange(10) // 9),
+        truth,
+        FAST,
+        more={"swav": swav},
+        missing={"CLIP": "bring it"},
+        measured=measured,
+    )
+    assert found.order("swav")[0] == 0 and "swav" in found.headlines()
+    assert found.missing == {"CLIP": "bring it"}
+    assert found.metrics["swav"].seeds is None  # the two seeds are of different pictures
+    assert found.published and not any(row.comparable for row in found.published)
+    found.write(tmp_path / "metrics.json")
+    assert Evaluation.read(tmp_path / "metrics.json") == found

@@ -26,6 +26,7 @@ from fmri2img.evaluation.report import (
     Curve,
     MethodResult,
     PictureRow,
+    PublishedRow,
     ReportData,
     RoiSummary,
     data_uri,
@@ -177,6 +178,20 @@ def test_a_difference_says_whether_it_is_clear() -> None:
     assert "open: includes 0" in render_report(data) and "clear: excludes 0" not in render_report(data)
     clear = replace(data.comparisons[0], difference=Estimate(value=0.2, low=0.1, high=0.3, n=9, units=9))
     assert "clear: excludes 0" in render_report(replace(data, comparisons=[clear]))
+
+
+def test_a_published_row_says_why_it_does_not_compare() -> None:
+    rows = [
+        PublishedRow(EVIL, "a table", {"pixcorr": 0.322, "swav": 0.344}, False, "it is of another split"),
+        PublishedRow("Theirs", "a table", {"two_way_scene": 0.961}, True),
+    ]
+    html = render_report(replace(report(), published=rows))
+    Page(html)
+    assert "Published results: 1 comparable" in html and "no: it is of another split" in html
+    assert "0.322" in html and "96.1" in html and "0.344" not in html and EVIL not in html
+    assert "Published results" not in render_report(report())
+    none = replace(report(), published=[replace(rows[1], values={"swav": 0.3})])
+    assert "Published results" not in render_report(none)
 
 
 def test_best_median_and_worst_are_by_score_in_the_stated_direction() -> None:
