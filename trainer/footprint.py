@@ -142,8 +142,9 @@ class _Rank:
 
     def stepping(self) -> tuple[dict[str, float], dict[str, float]]:
         """Beside what rests, at the worst moment of forward and backward."""
-        before = self.k * self._kept_between()
-        device = host = {}
+        before = float(self.k * self._kept_between())
+        device: dict[str, float] = {}
+        host: dict[str, float] = {}
         worst = -1.0
         for number, moment in enumerate(self.trace.moments):
             last = number == len(self.trace.moments) - 1

@@ -53,7 +53,7 @@ def recipe(name: str, world: int) -> Recipe:
     rows = told.pop("rows", 8)
     pixels = {"kind": "pixels", "size": 1}
     prior = {"depth": 2, "heads": 2, "head_width": 16, "width": 96, "timesteps": 10, "sampling_steps": 2}
-    tokens = {"mse": {}, "bimixco": {}, "prior": {}}
+    tokens: dict[str, Any] = {"mse": {}, "bimixco": {}, "prior": {}}
     return Recipe.model_validate(
         {
             "name": name,
