@@ -29,6 +29,11 @@ class UnclipGenerator(DiffusionGenerator):
     image: str
     guidance: float = Field(default=10.0, ge=1)
     noise_level: int = Field(default=0, ge=0, description="step of the noise schedule of embeddings")
+    length: Literal["predicted", "typical"] = Field(
+        default="predicted",
+        description="typical: embeddings are stretched to the length that real ones have, counted in the standard "
+        "deviations of the folder's image_normalizer; regression predicts shorter ones",
+    )
     negative_tokens: Literal["zeros", "noise"] = Field(
         default="zeros", description="guided away from: tokens only"
     )
@@ -99,9 +104,12 @@ class LoadedUnclip(LoadedDiffusion):
 
         image = features[self.config.image].to(self.device, torch.float32)
         rows, width = image.shape
+        z = (image - self.mean) / self.std
+        if self.config.length == "typical":
+            z = z * (width**0.5 / z.norm(dim=1, keepdim=True).clamp(min=1e-6))
         level = torch.full((rows,), self.config.noise_level, device=self.device)
         noise = draw_noise(generators, (width,), self.device)
-        noised = self.noising.add_noise((image - self.mean) / self.std, noise, level) * self.std + self.mean
+        noised = self.noising.add_noise(z, noise, level) * self.std + self.mean
         told = get_timestep_embedding(level, width, flip_sin_to_cos=True, downscale_freq_shift=0)
         labels = torch.cat([noised, told], dim=1).to(self.dtype)
         return (
@@ -124,9 +132,10 @@ class LoadedTokenUnclip(LoadedDiffusion):
                 f"{config.model}: its UNet reads {sizes} sizes and text, not the 4 of an SDXL unCLIP: "
                 "it is another SDXL"
             )
-        if config.prompt or config.negative or config.noise_level:
+        if config.prompt or config.negative or config.noise_level or config.length != "predicted":
             raise InputError(
-                f"{config.model} reads no words and no noise_level: leave prompt, negative and noise_level out"
+                f"{config.model} reads no words, no noise_level and no length: leave prompt, negative, noise_level and "
+                "length out"
             )
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:

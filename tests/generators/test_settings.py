@@ -90,6 +90,21 @@ def test_levels_lighten_as_told(tiny: Tiny) -> None:
     torch.testing.assert_close(lighter, (0.8 * (2 * plain - 1) + 0.2).clamp(0, 1))
 
 
+def test_embeddings_get_the_length_of_real_ones_and_keep_their_direction(tiny: Tiny) -> None:
+    stretching = tiny.load("unclip", length="typical", noise_level=0)
+    plain = tiny.load("unclip", noise_level=0)
+    mean, std = plain.mean, plain.std
+    z = torch.randn(3, 10, generator=torch.Generator().manual_seed(5))
+    typical = z * 10**0.5 / z.norm(dim=1, keepdim=True)
+    right = plain.generate({"image": mean + std * typical}, tiny.seeded(1, 2, 3))
+    for shrunk in (0.01, 0.4, 1.0, 3.0):
+        made = stretching.generate({"image": mean + std * (shrunk * z)}, tiny.seeded(1, 2, 3))
+        torch.testing.assert_close(made, right, atol=1e-4, rtol=0)
+    assert not torch.allclose(
+        plain.generate({"image": mean + std * z}, tiny.seeded(1, 2, 3)), right, atol=1e-3
+    )
+
+
 def copied(tiny: Tiny, name: str, folder: Path) -> Path:
     shutil.copytree(tiny.root / name, folder)
     return folder
@@ -145,6 +160,7 @@ def test_a_scheduler_we_do_not_know_asks_for_a_sampler(tiny: Tiny, tmp_path: Pat
     [
         ("unclip", {"model": "sd"}, "is no unCLIP"),
         ("unclip", {"model": "sdxl"}, "not the 4 of an SDXL unCLIP"),
+        ("token unclip", {"length": "typical"}, "reads no words, no noise_level and no length"),
         ("unclip", {"noise_level": 1000}, "noise_level 1000 must be below 1000"),
         ("sdxl", {"pooled": None}, "is an SDXL, which reads a pooled prompt embedding"),
         ("sd", {"pooled": "pooled"}, "reads no pooled prompt embedding"),
