@@ -24,6 +24,7 @@ TINY = {
     "--layers 1",
     "reconstruct.py": "--size tiny --pictures 4 --batch 2 --steps 2 --rounds 1 "
     "--variants plain-1-thread ours-in-process",
+    "metrics.py": "--pictures 4",
     "mindeye2_step.py": "--small --steps 1 --warmup 1 --variants bfloat16 float32+compile",
 }
 ELSEWHERE = {"miyawaki.py", "nsd_build.py"}
