@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -126,20 +127,22 @@ class Memory:
         return [self.setting(workers, zero_stage=stage, offload=how) for stage, how in pairs]
 
     def nearest(self, workers: int) -> list[Setting]:
-        """The smallest change of each kind after which a rank fits, the least costly kind first."""
-        kinds: list[Iterator[Setting]] = [
-            self._changes(workers),
-            self._more_workers(workers),
-            self._changes(workers, offload=True),
-            self._changes(workers, precision="bfloat16"),
-            self._smaller_batches(workers),
+        """The smallest change of each kind after which a rank fits: stage and micro-batches, more workers.
+
+        Where those two are not enough: offload, bfloat16, a smaller batch.
+        """
+
+        def first(kind: Iterator[Setting]) -> list[Setting]:
+            return list(islice((one for one in kind if one.fits), 1))
+
+        found = [*first(self._changes(workers)), *first(self._more_workers(workers))]
+        if found:
+            return found
+        return [
+            *first(self._changes(workers, offload=True)),
+            *first(self._changes(workers, precision="bfloat16")),
+            *first(self._smaller_batches(workers)),
         ]
-        found: list[Setting] = []
-        for kind in kinds:
-            one = next((setting for setting in kind if setting.fits), None)
-            if one is not None and one not in found:
-                found.append(one)
-        return found
 
     def _changes(
         self, workers: int, *, offload: bool = False, precision: Literal["bfloat16"] | None = None

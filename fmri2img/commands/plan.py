@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 
 @dataclass(frozen=True)
 class Plan:
     """Plan a pretraining job, starting nothing: memory by ZeRO stage, numbers of workers, data a node, time."""
 
-    recipe: Positional[str]
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """a shipped recipe's name, or the path of a .yaml file"""
     data: Path
     """the data set folder, with the recipe's feature spaces"""
