@@ -168,10 +168,13 @@ def test_a_path_without_a_checkpoint_is_told_in_one_line(
     [
         (
             "",
-            "a command is missing; use one of inspect, verify, migrate, export; see fmri2img checkpoint --help",
+            "a command is missing; use one of inspect, verify, migrate, export, import; see fmri2img checkpoint --help",
         ),
         ("migrate x", "missing --out; see fmri2img checkpoint migrate --help"),
-        ("export x y --to zip", "--to zip: use one of hf-folder; see fmri2img checkpoint export --help"),
+        (
+            "export x y --to zip",
+            "--to zip: use one of hf-folder, mindeye1, mindeye2; see fmri2img checkpoint export --help",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(

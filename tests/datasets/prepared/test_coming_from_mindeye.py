@@ -176,3 +176,15 @@ def test_a_recipe_that_is_not_of_the_weights_is_refused(
     assert run([*start, "--subjects", "one,two", *words]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (at_home / "run").exists()
+
+
+def test_a_file_without_a_prior_is_taken_in_for_retrieval(
+    at_home: Path, mindeye_published: ModuleType
+) -> None:
+    weights, _ = mindeye_published.published("mindeye2")
+    without = {name: value for name, value in weights.items() if not name.startswith("diffusion_prior.")}
+    torch.save({"model_state_dict": without}, at_home / "last.pth")
+    words = ["checkpoint", "import", "mindeye2", "last.pth", "--out", "run", "--subjects", "one,two"]
+    assert run(words) == 0
+    decoder = load_decoder(at_home / "run")
+    assert not decoder.layout().priors and decoder.layout().directed == {"bigg-tokens"}
