@@ -50,7 +50,7 @@ def test_every_phase_takes_what_was_predicted_within_15_percent(
     names: list[str],
 ) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
-    group(SCRIPT, tmp_path, world, ",".join(names), seconds=300)
+    group(SCRIPT, tmp_path, world, ",".join(names), seconds=550)
     wrong = []
     for rank in range(world):
         told = json.loads((tmp_path / f"{world}-{rank}.json").read_text())
