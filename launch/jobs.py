@@ -13,7 +13,7 @@ from fmri2img.console import Tell, output, stage
 from fmri2img.datasets import Dataset
 from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
-from fmri2img.evaluation import Evaluation, EvaluationSettings
+from fmri2img.evaluation import Evaluation, EvaluationSettings, Measure
 from fmri2img.evaluation.protocols import protocol
 from fmri2img.files import alone, write_json
 from fmri2img.launch.cluster import Place, cluster
@@ -210,15 +210,19 @@ def show(evaluations: dict[str, Evaluation]) -> None:
     names = list(dict.fromkeys(name for result in evaluations.values() for name in result.headlines()))
     table = Table("", *evaluations, "chance")
     for name in names:
-        cells = []
-        for result in evaluations.values():
-            found = result.metrics.get(name)
-            cells.append(
-                "" if found is None else f"{found.value:.3f} [dim]{found.low:.3f}–{found.high:.3f}[/dim]"
-            )
+        cells = [_cell(result.metrics.get(name)) for result in evaluations.values()]
         first = next(r.metrics[name] for r in evaluations.values() if name in r.metrics)
-        table.add_row(first.label, *cells, "" if first.chance is None else f"{first.chance:.3f}")
+        label = first.label + ("" if first.higher_is_better else ", lower is better")
+        table.add_row(label, *cells, "" if first.chance is None else f"{first.chance:.3f}")
     output().print(table)
+
+
+def _cell(found: Measure | None) -> str:
+    """A mean with its interval over pictures and, after ±, its standard deviation over samples of each."""
+    if found is None:
+        return ""
+    spread = "" if found.seeds is None else f" ±{found.seeds.deviation:.3f}"
+    return f"{found.value:.3f} [dim]{found.low:.3f}–{found.high:.3f}{spread}[/dim]"
 
 
 def show_published(name: str, result: Evaluation) -> None:

@@ -64,7 +64,8 @@ def test_without_a_protocol_pixels_and_features_are_judged_as_before(said: Say, 
 
 
 def test_the_spread_over_samples_stands_apart_from_the_interval(said: Say, made: Path) -> None:
-    assert said("evaluate", made).code == 0
+    result = said("evaluate", made)
+    assert result.code == 0 and "±0." in result.out
     found = Evaluation.read(made / "metrics.json")
     measure = found.metrics["pixcorr"]
     scores = np.array(found.scores["pixcorr"]).reshape(10, 2)
