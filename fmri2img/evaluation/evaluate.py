@@ -124,6 +124,7 @@ def _judge_pixels(pictures: Array, seen: Array, settings: EvaluationSettings) ->
     """PixCorr and SSIM, as a protocol prepares pictures, or at one size."""
     how = None if settings.protocol is None else protocol(settings.protocol)
     prepare = None if how is None else how.prepare_pixels()
+    linear = how is not None and how.by == "tensor"
     size = settings.size if how is None else how.size
     where = f"at {size} pixels" + ("" if how is None else f", resized as {how.name} does")
     judged = {
@@ -134,7 +135,7 @@ def _judge_pixels(pictures: Array, seen: Array, settings: EvaluationSettings) ->
             0.0,
         ),
         "ssim": Judged(
-            ssim(pictures, seen, size=size, prepare=prepare),
+            ssim(pictures, seen, size=size, prepare=prepare, linear=linear),
             "SSIM",
             f"Structural similarity of the grey pictures, {where}.",
             None,
@@ -144,7 +145,7 @@ def _judge_pixels(pictures: Array, seen: Array, settings: EvaluationSettings) ->
     if how is None:
         return judged
     columns = Judged(
-        ssim(pictures, seen, size=size, prepare=prepare, meaning="columns"),
+        ssim(pictures, seen, size=size, prepare=prepare, linear=linear, meaning="columns"),
         "SSIM, by columns",
         f"Mean one-dimensional structural similarity of the grey pictures' columns, {where}.",
         None,

@@ -109,6 +109,7 @@ def ssim(
     *,
     size: int = 425,
     prepare: Prepare | None = None,
+    linear: bool = False,
     meaning: Literal["2d", "columns"] = "2d",
 ) -> np.ndarray:
     """Structural similarity of the grey pictures (Wang et al. 2004), as published code computes it.
@@ -122,7 +123,8 @@ def ssim(
         reconstructed: (n, 3, H, W).
         seen: (n, 3, H', W'), the picture of each item.
         size: side in pixels at which they are compared, at least 11 (the window).
-        prepare: (1, 3, H, W) to float64 of one size, instead of `size`.
+        prepare: (1, channels, H, W) to float64 of one size, instead of `size`.
+        linear: whether `prepare` is, and treats colours alike, so that grey pictures may pass through it.
         meaning: which of the two.
 
     Returns:
@@ -137,10 +139,11 @@ def ssim(
     window = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
     window /= window.sum()
     axes = (0, 1) if meaning == "2d" else (0,)
+    same, linear = (Resizing(size), True) if prepare is None else (prepare, linear)
     scores = []
     for a, b in _pairs(reconstructed, seen):
         # Grey before resizing where that is linear: the order is free, and one channel costs a third of three.
-        grey = [_gray(prepare(part)) if prepare else Resizing(size)(_gray(part)) for part in (a, b)]
+        grey = [same(_gray(part)) if linear else _gray(same(part)) for part in (a, b)]
         scores.append(_ssim(grey[0][0, 0], grey[1][0, 0], window, axes))
     return np.array(scores, dtype=np.float64)
 

@@ -117,6 +117,7 @@ def test_another_preparation_takes_the_place_of_the_size(smooth: Smooth) -> None
     twice = lambda pictures: Resizing(30)(Resizing(20, by="tensor")(pictures))  # noqa: E731
     assert pixcorr(a, b, prepare=twice) == pytest.approx(pixcorr(twice(a), twice(b), size=30))
     assert ssim(a, b, prepare=twice) == pytest.approx(ssim(twice(a), twice(b), size=30))
+    assert ssim(a, b, prepare=twice, linear=True) == pytest.approx(ssim(a, b, prepare=twice), abs=1e-12)
 
 
 def test_ssim_has_its_golden_values() -> None:
