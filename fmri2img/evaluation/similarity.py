@@ -9,11 +9,11 @@ import torch
 Array = np.ndarray | torch.Tensor
 
 CHUNK_FEATURES = 8192
-CHUNK_VALUES = 1 << 22
+CHUNK_PAIRS = 64
 # Rounding alone must neither turn a constant into a signal nor break a tie.
 FLAT = 1e-10
 TIE = 1e-12
-SLACK = 2e-5  # how far a similarity may be off in single precision, with a wide margin
+SLACK = 1e-5  # how far a similarity may be off in single precision, with a wide margin
 
 
 def similarities(a: Array, b: Array, *, centre: bool, index: np.ndarray | None = None) -> np.ndarray:
@@ -72,20 +72,22 @@ class _Pairs:
 
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Similarities of some pairs, (k,) float64."""
-        step = max(1, CHUNK_VALUES // self.rows[0].shape[1])
-        parts = [torch.zeros(0, dtype=torch.float64)]
-        for start in range(0, len(rows), step):
-            chosen = (rows[start : start + step], columns[start : start + step])
-            a, b = (self._unit(i, slice(None), torch.float64, torch.from_numpy(chosen[i])) for i in (0, 1))
-            parts.append(torch.linalg.vecdot(a, b))
-        return np.asarray(torch.cat(parts).numpy())
+        found = np.zeros(len(rows))
+        for pair in range(0, len(rows), CHUNK_PAIRS):
+            part = slice(pair, pair + CHUNK_PAIRS)
+            chosen = [torch.from_numpy(places[part]) for places in (rows, columns)]
+            for start in range(0, self.rows[0].shape[1], CHUNK_FEATURES):
+                block = slice(start, start + CHUNK_FEATURES)
+                a, b = (self._unit(i, block, torch.float64, chosen[i]) for i in (0, 1))
+                found[part] += torch.linalg.vecdot(a, b).numpy()
+        return found
 
     def _unit(
         self, i: int, columns: slice, dtype: torch.dtype, rows: torch.Tensor | slice = slice(None)
     ) -> torch.Tensor:
         """Some columns of some rows, centred and divided by the row's length."""
         mean = self.means[i]
-        block = self.rows[i][rows][:, columns].to(torch.float64)
+        block = self.rows[i][:, columns][rows].to(torch.float64)
         block = block - (mean[rows] if isinstance(mean, torch.Tensor) else mean)
         return (block * self.inverse[i][rows]).to(dtype)
 
