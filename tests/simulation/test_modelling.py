@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 from fmri2img.cli import run
 from fmri2img.errors import InputError
 from fmri2img.simulation.modelling import diffusion, folders, loop, measures, renders, sampling
-from fmri2img.simulation.modelling.clip import embed_captions
+from fmri2img.simulation.modelling.clip import embed_captions, places
+from fmri2img.simulation.modelling.contrast import contrastive
+from fmri2img.simulation.modelling.muon import Muon, orthogonal
+from fmri2img.simulation.modelling.sizes import Schedule
 from fmri2img.simulation.modelling.tokenizer import token_ids
 from fmri2img.simulation.modelling.training import MODELS, train_models
 
@@ -196,3 +200,56 @@ def test_two_way_identification_counts_pairs() -> None:
 def test_psnr_is_that_of_a_known_error() -> None:
     true = np.full((2, 8, 8, 3), 100, dtype=np.uint8)
     assert measures.psnr(true + 10, true) == pytest.approx(20 * np.log10(255 / 10))
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (20, 20)])
+def test_muon_steps_keep_the_directions_of_a_gradient_and_even_out_their_sizes(
+    shape: tuple[int, int],
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn((shape[0], 8), generator=rng))
+    right, _ = torch.linalg.qr(torch.randn((shape[1], 8), generator=rng))
+    sizes = torch.logspace(0, -1.3, 8)
+    step = left.T @ orthogonal(left * sizes @ right.T) @ right
+    assert 0.6 < float(step.diagonal().min()) <= float(step.diagonal().max()) < 1.25
+    assert float((step - torch.diag(step.diagonal())).abs().max()) < 0.05
+
+
+def test_muon_finds_the_minimum_of_a_badly_scaled_square_error() -> None:
+    target, scale = torch.randn((6, 4, 1, 1), generator=torch.Generator().manual_seed(0)), torch.tensor(5.0)
+    kernel = torch.nn.Parameter(torch.zeros(6, 4, 1, 1))
+    muon = Muon({"kernel": kernel}, rate=0.1)
+    with ThreadPoolExecutor(1) as threads:
+        for step in range(200):
+            loss = (scale * (kernel - target)[:3]).square().sum() + (kernel - target)[3:].square().sum()
+            (kernel.grad,) = torch.autograd.grad(loss, [kernel])
+            muon.step(1 - step / 200, threads)
+    torch.testing.assert_close(kernel.detach(), target, atol=0.05, rtol=0)
+
+
+def test_the_contrastive_loss_is_the_mean_cross_entropy_of_rows_and_columns() -> None:
+    images, texts = torch.eye(3) * 2, torch.eye(3)[[0, 1, 1]]
+    logits = np.e * np.eye(3)[:, [0, 1, 1]]  # a scale of e, cosines of 0 and 1
+    rows = [-np.log(np.exp(logits[i, i]) / np.exp(logits[i]).sum()) for i in range(3)]
+    columns = [-np.log(np.exp(logits[i, i]) / np.exp(logits[:, i]).sum()) for i in range(3)]
+    found = contrastive(images, texts, torch.tensor(1.0))
+    assert float(found) == pytest.approx(0.5 * (np.mean(rows) + np.mean(columns)), rel=1e-5)
+
+
+def test_patches_start_nearest_to_their_neighbours() -> None:
+    start = places(128).reshape(8, 8, 128)
+    alike = (start * start[3, 4]).sum(-1)
+    near = {(3, 4), (2, 4), (4, 4), (3, 3), (3, 5)}
+    order = [divmod(int(i), 8) for i in alike.flatten().argsort(descending=True)]
+    assert set(order[:5]) == near and order[0] == (3, 4)
+
+
+def test_rates_rise_then_fall_as_half_a_cosine_and_to_nothing_where_a_training_ends_early() -> None:
+    whole = Schedule(steps=400, batch=1, rate=1.0)
+    early = Schedule(steps=250, batch=1, rate=1.0, horizon=400, fall=50)
+    rates = [[loop.rate_at(step, schedule) for step in range(schedule.steps)] for schedule in (whole, early)]
+    middle = 20 + 380 // 2
+    assert [rates[0][step] for step in (0, 9, 20, middle)] == pytest.approx([0.05, 0.5, 1.0, 0.5])
+    assert rates[0][-1] < 1e-4
+    assert rates[1][:201] == rates[0][:201]
+    assert rates[1][225] == pytest.approx(0.5 * rates[0][225]) and 0 < rates[1][249] < 0.02

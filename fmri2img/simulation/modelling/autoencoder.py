@@ -38,6 +38,7 @@ class AutoencoderTask:
     (Rombach et al. 2022, section 3.1; no adversary: scenes have few fine textures to make up)."""
 
     name = "vae"
+    hidden: tuple[str, ...] = ()
 
     def __init__(self, model: Any, pictures: np.ndarray) -> None:
         self.module: nn.Module = model.train()

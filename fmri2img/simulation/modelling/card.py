@@ -29,9 +29,11 @@ Parameters are those of the part that the folder is for: the pipelines' copies o
 
 {pictures} pictures with five captions each, seed {seed}; their ids and seed are apart from those of every data set.
 Steps and rows a step: {schedules}.
-The towers learn to tell which caption is whose, and which words the captions of a picture hold. The network of
-`unclip` learns from image embedding, caption, both or nothing; that of `sd` goes on from it; `controlnet` learns with
-`sd` frozen. v-prediction; weights averaged over steps. `training.json` has every setting.
+The text tower learns together with a convolutional `teacher`, which is not kept: which caption is whose, and which
+words a picture's captions hold; then (`shapes`) also, from the scenes' records, what the main object is, its colour,
+and the background. The image tower of `clip` learns to see what that teacher sees. The network of `unclip` learns from
+image embedding, caption, both or nothing; that of `sd` goes on from it; `controlnet` learns with `sd` frozen.
+v-prediction; weights averaged over steps. `training.json` has every setting.
 
 ## Quality
 
@@ -51,7 +53,8 @@ On {held_out} pictures that no model has seen. Figures of samples are from {qual
 | real pictures: mean cosine with their captions | {quality[floor][caption_cosine]} |
 
 Two-way: in how many pairs a sample's embedding is nearer to the embedding that was meant than another sample's is.
-PixCorr: correlation of pixels with the picture that was meant.
+Kind: how many samples show, to `clip`, a main object of the kind that was meant; of the real pictures
+{quality[floor][kind]:.1%}. PixCorr: correlation of pixels with the picture that was meant.
 
 ### `unclip`, from true image embeddings
 
@@ -67,11 +70,10 @@ PixCorr: correlation of pixels with the picture that was meant.
 
 ## Limits
 
-A share of kinds near that of guessing, 1 in {quality[clip][classes][kind]}, says that `clip` sees
-colours, places and backgrounds but no shapes. Then samples from its embeddings are patches of the right colours before
-the right background, and no figure of this page that is measured in `clip` notices, be it of samples from captions:
-look at the sheet of samples. Embeddings predicted from brain activity are not true embeddings; how well those do is
-for an evaluation to say.
+`clip` was told kinds, colours and backgrounds beside captions, so its zero-shot figures are not those of learning from
+captions alone. What it does not see, no figure of this page that is measured in `clip` notices: look at the sheet of
+samples. Embeddings predicted from brain activity are not true embeddings; how well those do is for an evaluation to
+say.
 """
 
 
@@ -79,7 +81,8 @@ def write_card(quality: Mapping[str, Any], training: Mapping[str, Any], paramete
     """The card as Markdown, from `quality.json`, `training.json` and how many parameters each folder's model has."""
     size = training["size"]
     names = list(parameters)
-    schedules = ", ".join(f"`{name}` {size[name]['steps']} of {size[name]['batch']}" for name in names)
+    taught = ["teacher", "shapes", *names]
+    schedules = ", ".join(f"`{name}` {size[name]['steps']} of {size[name]['batch']}" for name in taught)
     return CARD.format(
         parameters={name: f"{number / 1e6:.2f} M" for name, number in parameters.items()},
         pictures=size["pictures"],
@@ -100,12 +103,13 @@ def _curve(rows: Mapping[str, Mapping[str, float]]) -> str:
         "cosine with the picture",
         "with the caption",
         "two-way",
+        "kind",
         "PixCorr",
     )
     head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     lines = [
         f"| {guidance} | {row['frechet']} | {row['image_cosine']} | {row['caption_cosine']} "
-        f"| {row['two_way']:.1%} | {row['pixel_correlation']} |"
+        f"| {row['two_way']:.1%} | {row['kind']:.1%} | {row['pixel_correlation']} |"
         for guidance, row in rows.items()
     ]
     return "\n".join([head, *lines])

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import CLIPModel
 
 from fmri2img.simulation.modelling.clip import as_pixels
-from fmri2img.simulation.modelling.diffusion import CaptionTask, noise_prediction_loss
+from fmri2img.simulation.modelling.diffusion import CaptionTask, noise_prediction_loss, to_train
 
 CONDITIONING_WIDTHS = (8, 16, 32)
 """Two of their steps halve the side: 64 x 64 pictures meet 16 x 16 latents."""
@@ -49,7 +49,8 @@ class ControlTask(CaptionTask):
     ) -> None:
         super().__init__(unet, clip, latents=latents, tokens=tokens, empty=empty)
         self._unet.requires_grad_(False)
-        self.module = self._controlnet = controlnet.train()
+        self.module = to_train(controlnet)
+        self._controlnet = controlnet
         self._pictures = pictures
 
     def loss(self, rows: np.ndarray, rng: torch.Generator) -> Tensor:

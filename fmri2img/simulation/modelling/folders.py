@@ -18,9 +18,10 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionMode
 
 from fmri2img.errors import InputError
 from fmri2img.files import staged_folder
-from fmri2img.simulation.modelling.clip import PROJECTION, image_processor
+from fmri2img.simulation.modelling.clip import image_processor
 from fmri2img.simulation.modelling.diffusion import new_noising, new_scheduler
 from fmri2img.simulation.modelling.sampling import Models
+from fmri2img.simulation.modelling.sizes import PROJECTION
 
 
 def save_clip(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:

@@ -6,8 +6,9 @@ core as on many. What a step draws depends on the seed, the model's name and the
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from fmri2img.console import Tell
 from fmri2img.errors import DamageError
 from fmri2img.files import write_atomic
+from fmri2img.simulation.modelling.muon import WEIGHT_DECAY, Muon
 from fmri2img.simulation.modelling.sizes import LANES, Schedule
 
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 WARM_UP = 0.05
-WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
 AVERAGING = 0.999
 """Decay of the averaged weights, reached gradually."""
@@ -35,6 +36,8 @@ class Task(Protocol):
 
     name: str
     module: nn.Module
+    hidden: tuple[str, ...]
+    """Parts of the names of the matrices and kernels between its layers."""
 
     def loss(self, rows: np.ndarray, rng: torch.Generator) -> Tensor:
         """The mean loss of some rows of the training set; `rng` is on the CPU."""
@@ -45,13 +48,11 @@ def train(task: Task, folder: Path, schedule: Schedule, *, pictures: int, seed: 
     """Train `task.module` in place from where `folder` has it, and leave the averaged weights in it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.safetensors"
-    state = _State(task.module, schedule)
+    state = _State(task, schedule)
     if path.exists():
         state.restore(path)
     saved = time.monotonic()
-    with ThreadPoolExecutor(
-        _threads(task.module), initializer=torch.set_num_threads, initargs=(1,)
-    ) as threads:
+    with _one_thread_each(task.module) as threads:
         while state.step < schedule.steps:
             loss = _step(task, state, schedule, threads, pictures=pictures, seed=seed)
             tell(state.step, schedule.steps, f"loss {loss:.4f}")
@@ -61,6 +62,24 @@ def train(task: Task, folder: Path, schedule: Schedule, *, pictures: int, seed: 
     with torch.no_grad():
         for parameter, average in zip(state.parameters, state.average, strict=True):
             parameter.copy_(average)
+
+
+@contextmanager
+def _one_thread_each(module: nn.Module) -> Iterator[ThreadPoolExecutor]:
+    """Threads for the lanes, each computing alone, and so does the one that calls: torch's own helpers would wait
+    for one another in a loop, at full load, and add in an order that depends on how many there are."""
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(_threads(module), initializer=_alone) as threads:
+        _alone()
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(before)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def _threads(module: nn.Module) -> int:
@@ -80,7 +99,7 @@ def _step(
 
     results = list(threads.map(lane, range(LANES)))
     gradients = [torch.stack(parts).sum(0) for parts in zip(*(grads for _, grads in results), strict=True)]
-    state.update(gradients)
+    state.update(gradients, threads)
     return float(sum(loss for loss, _ in results))
 
 
@@ -97,26 +116,37 @@ def _word(seed: int, name: str, *numbers: int) -> int:
 
 
 class _State:
-    """Weights, their average, the optimiser's moments and the step."""
+    """Weights, their average, the optimisers' moments and the step."""
 
-    def __init__(self, module: nn.Module, schedule: Schedule) -> None:
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    def __init__(self, task: Task, schedule: Schedule) -> None:
+        named = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(named), list(named.values())
         self.average = [p.detach().clone() for p in self.parameters]
         self.schedule = schedule
+        turned = {
+            name: p
+            for name, p in named.items()
+            if schedule.matrix_rate and p.ndim > 1 and any(part in name for part in task.hidden)
+        }
+        self.muon = Muon(turned, schedule.matrix_rate)
         self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+            [p for name, p in named.items() if name not in turned],
+            lr=schedule.rate,
+            betas=(0.9, 0.98),
+            weight_decay=WEIGHT_DECAY,
         )
         self.step = 0
 
-    def update(self, gradients: Sequence[Tensor]) -> None:
+    def update(self, gradients: Sequence[Tensor], threads: ThreadPoolExecutor) -> None:
         norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
         scale = (LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient * scale
+        share = rate_at(self.step, self.schedule)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.rate * rate_at(self.step, self.schedule.steps)
+            group["lr"] = self.schedule.rate * share
         self.optimiser.step()
+        self.muon.step(share, threads)
         self.step += 1
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -125,9 +155,12 @@ class _State:
     def bytes(self) -> bytes:
         tensors = {"step": torch.tensor(self.step)}
         for name, parameter, average in zip(self.names, self.parameters, self.average, strict=True):
-            moments = self.optimiser.state[parameter]
             tensors |= {f"weight.{name}": parameter.detach(), f"average.{name}": average}
-            tensors |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
+            if name in self.muon.momentum:
+                tensors[f"first.{name}"] = self.muon.momentum[name]
+            else:
+                moments = self.optimiser.state[parameter]
+                tensors |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
         return save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
     def restore(self, path: Path) -> None:
@@ -145,6 +178,9 @@ class _State:
             for name, parameter, average in zip(self.names, self.parameters, self.average, strict=True):
                 parameter.copy_(tensors[f"weight.{name}"])
                 average.copy_(tensors[f"average.{name}"])
+                if name in self.muon.momentum:
+                    self.muon.momentum[name].copy_(tensors[f"first.{name}"])
+                    continue
                 self.optimiser.state[parameter] = {
                     "step": torch.tensor(float(self.step)),
                     "exp_avg": torch.empty_like(parameter).copy_(tensors[f"first.{name}"]),
@@ -152,9 +188,14 @@ class _State:
                 }
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Share of the highest learning rate: a short linear rise, then half a cosine to nothing."""
-    rise = max(1, round(WARM_UP * steps))
+def rate_at(step: int, schedule: Schedule) -> float:
+    """Share of the highest learning rate: a short linear rise, then half a cosine to nothing at the horizon.
+
+    A training that ends before its horizon falls to nothing linearly over its last steps.
+    """
+    horizon = schedule.horizon or schedule.steps
+    rise = max(1, round(WARM_UP * horizon))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    wave = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, horizon - rise)))
+    return wave * min(1.0, (schedule.steps - step) / schedule.fall) if schedule.fall else wave

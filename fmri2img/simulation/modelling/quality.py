@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmri2img.console import Tell
+from fmri2img.evaluation.metrics_pictures import pixcorr
 from fmri2img.simulation.captions import COLOUR_WORDS
 from fmri2img.simulation.modelling import measures
 from fmri2img.simulation.modelling.autoencoder import decode, encode
@@ -18,7 +19,7 @@ from fmri2img.simulation.modelling.renders import Renders
 from fmri2img.simulation.modelling.sampling import Models, as_bytes, from_captions, from_embeddings
 from fmri2img.simulation.modelling.sizes import Size
 from fmri2img.simulation.modelling.tokenizer import token_ids
-from fmri2img.simulation.records import COLOURS, Scene
+from fmri2img.simulation.records import COLOURS, PICTURE_SIZE, Scene
 from fmri2img.simulation.shapes import SHAPES
 
 GUIDANCES = (1.0, 2.0, 3.0, 5.0, 7.0)
@@ -79,6 +80,7 @@ def judge(
             "image_cosine": _short(np.diag(measures.cosines(found, true)).mean()),
             "caption_cosine": _short(np.diag(measures.cosines(found, told)).mean()),
             "two_way": _short(measures.two_way(measures.cosines(true, found))),
+            "kind": _short(right_kinds(models, found, scenes[:count])),
             "pixel_correlation": _short(_correlation(made, asked)),
         }
 
@@ -105,6 +107,7 @@ def judge(
         "floor": {
             "frechet": _short(measures.frechet(true, reference)),
             "caption_cosine": _short(np.diag(measures.cosines(true, told)).mean()),
+            "kind": _short(right_kinds(models, true, scenes[:count])),
         },
         "unclip": unclip,
         "sd": sd,
@@ -117,13 +120,7 @@ def zero_shot(models: Models, embeddings: np.ndarray, scenes: Sequence[Scene]) -
 
     One text embedding a class: the mean over synonyms (Radford et al. 2021, section 3.1.4).
     """
-    kinds = {
-        kind: [f"a {how} {word}" for word in SHAPES[kind].words for how in ("large", "big", "huge")]
-        for kind in SHAPES
-    }
     mains = [scene.objects[0] for scene in scenes]
-    found_kind = _best(models, embeddings, kinds)
-    right_kind = np.mean([kind == main.kind for kind, main in zip(found_kind, mains, strict=True)])
     named = {name: COLOUR_WORDS.get(name, (name,)) for name in COLOURS}
     right_colour = []
     for kind in SHAPES:
@@ -139,11 +136,21 @@ def zero_shot(models: Models, embeddings: np.ndarray, scenes: Sequence[Scene]) -
     found_place = _best(models, embeddings, {name: [prompt] for name, prompt in BACKGROUNDS.items()})
     right_place = [name == scene.background.kind for name, scene in zip(found_place, scenes, strict=True)]
     return {
-        "kind": _short(right_kind),
+        "kind": _short(right_kinds(models, embeddings, scenes)),
         "colour": _short(np.mean(right_colour)),
         "background": _short(np.mean(right_place)),
-        "classes": {"kind": len(kinds), "colour": len(named), "background": len(BACKGROUNDS)},
+        "classes": {"kind": len(SHAPES), "colour": len(named), "background": len(BACKGROUNDS)},
     }
+
+
+def right_kinds(models: Models, embeddings: np.ndarray, scenes: Sequence[Scene]) -> float:
+    """Share of pictures, by their embeddings (n, 64), whose main object's kind a prompt names best."""
+    kinds = {
+        kind: [f"a {how} {word}" for word in SHAPES[kind].words for how in ("large", "big", "huge")]
+        for kind in SHAPES
+    }
+    found = _best(models, embeddings, kinds)
+    return float(np.mean([kind == scene.objects[0].kind for kind, scene in zip(found, scenes, strict=True)]))
 
 
 def _best(models: Models, embeddings: np.ndarray, prompts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -156,11 +163,9 @@ def _best(models: Models, embeddings: np.ndarray, prompts: Mapping[str, Sequence
 
 
 def _correlation(made: np.ndarray, true: np.ndarray) -> float:
-    """Mean over pictures of the correlation of pixels (PixCorr)."""
-    flat = [x.reshape(len(x), -1).astype(np.float64) for x in (made, true)]
-    centred = [x - x.mean(axis=1, keepdims=True) for x in flat]
-    norms = [np.linalg.norm(x, axis=1) for x in centred]
-    return float(((centred[0] * centred[1]).sum(axis=1) / np.maximum(norms[0] * norms[1], 1e-9)).mean())
+    """Mean PixCorr of pictures uint8 (n, 64, 64, 3)."""
+    first, second = (np.array(pictures.transpose(0, 3, 1, 2)) for pictures in (made, true))
+    return float(pixcorr(first, second, size=PICTURE_SIZE).mean())
 
 
 def _short(value: float | np.floating[Any]) -> float:

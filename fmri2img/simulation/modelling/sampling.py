@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from fmri2img.simulation.modelling.autoencoder import LATENT_CHANNELS, LATENT_SIZE, decode
-from fmri2img.simulation.modelling.clip import PROJECTION
 from fmri2img.simulation.modelling.diffusion import caption_tokens, class_labels, new_scheduler
+from fmri2img.simulation.modelling.sizes import PROJECTION
 from fmri2img.simulation.modelling.tokenizer import token_ids
 
 BATCH = 64

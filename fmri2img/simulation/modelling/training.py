@@ -15,14 +15,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from fmri2img.console import stage
 from fmri2img.errors import InputError
 from fmri2img.files import alone, canonical_json, write_atomic, write_json
-from fmri2img.simulation.modelling import autoencoder, clip, control, diffusion, folders, renders
+from fmri2img.simulation.modelling import autoencoder, clip, contrast, control, diffusion, folders, renders
 from fmri2img.simulation.modelling.card import write_card
 from fmri2img.simulation.modelling.loop import Task, train
 from fmri2img.simulation.modelling.prepared import per_picture
 from fmri2img.simulation.modelling.quality import judge
 from fmri2img.simulation.modelling.sheet import draw_sheet
 from fmri2img.simulation.modelling.sizes import SIZES, Size
+from fmri2img.simulation.modelling.teacher import Teacher
 from fmri2img.simulation.modelling.tokenizer import learn_tokenizer, token_ids
+from fmri2img.simulation.records import BACKGROUNDS, COLOURS
+from fmri2img.simulation.shapes import SHAPES
 
 MODELS = ("clip", "vae", "unclip", "sd", "controlnet")
 """In the order in which they build on each other."""
@@ -151,6 +154,13 @@ class Workshop:
             _save(path, made)
         return np.load(path)
 
+    def _main_objects(self) -> np.ndarray:
+        """Kind and colour of the main object and the background of the pictures to learn from: int64 (pictures, 3)."""
+        names: tuple[list[str], ...] = (list(SHAPES), list(COLOURS), list(BACKGROUNDS))
+        scenes = (renders.scene_of(self.seed, renders.TRAINING_IDS + i) for i in range(self.size.pictures))
+        found = [(s.objects[0].kind, s.objects[0].colour, s.background.kind) for s in scenes]
+        return np.array([[of.index(name) for of, name in zip(names, row, strict=True)] for row in found])
+
     def _rendered(self, name: str, first: int, count: int) -> renders.Renders:
         (self.work / name).mkdir(exist_ok=True)
         busy = f"another process is rendering in {self.work}: let it finish"
@@ -182,8 +192,12 @@ class Workshop:
         flat = (caption for captions in self.training.captions for caption in captions)
         tokenizer = learn_tokenizer(flat, self.size.vocabulary)
         model = clip.new_clip(self.size, tokenizer).to(self.device)
-        tokens = self._tokens(tokenizer)
-        self._train(clip.ClipTask(model, self.training.pictures, tokens, tokenizer.eos_token_id))
+        teacher = Teacher(self.size.clip_width).to(self.device)
+        lessons = {"pictures": self.training.pictures, "tokens": self._tokens(tokenizer)}
+        end, truths = tokenizer.eos_token_id, self._main_objects()
+        self._train(contrast.TeacherTask(teacher, model, end=end, **lessons))
+        self._train(contrast.TeacherTask(teacher, model, end=end, truths=truths, **lessons))
+        self._train(contrast.ClipTask(model, teacher, truths=truths, **lessons))
         folders.save_clip(self.out / "clip", model, tokenizer)
 
     def _vae(self) -> None:
