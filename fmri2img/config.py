@@ -32,6 +32,23 @@ def load_recipe(name: str, *, config: Path | None = None, values: Sequence[str] 
     if config is not None:
         layers.append((f"--config {config}", _read(config)))
     layers += [(f"--set {pair}", _pair(pair)) for pair in values]
+    return _resolved(name, layers)
+
+
+def with_generator(recipe: Recipe, file: Path | None, values: Sequence[str] = ()) -> Recipe:
+    """The recipe with the generator of a YAML file (or of another recipe's file), changed by `key=value` pairs.
+
+    Raises InputError as `load_recipe` does, also for a generator that reads a space which the recipe lacks.
+    """
+    layers: list[Layer] = [(f"recipe {recipe.name}", recipe.model_dump(mode="json"))]
+    if file is not None:
+        told = _read(file)
+        layers.append((f"--generator {file}", {"generator": told.get("generator", told)}))
+    layers += [(f"--set {pair}", {"generator": _pair(pair)}) for pair in values]
+    return _resolved(recipe.name, layers)
+
+
+def _resolved(name: str, layers: Sequence[Layer]) -> Recipe:
     merged: dict[str, Any] = {}
     for _, layer in layers:
         merged = _merge(merged, layer)

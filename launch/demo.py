@@ -59,6 +59,7 @@ SIZES = {
             "finetuning.validate_every=10",
             "decoder.latent=32",
             "decoder.hidden=64",
+            "generator.steps=2",
         ),
         10,
     ),
@@ -74,7 +75,7 @@ def run_demo(out: Path, *, seed: int, size: Literal["full", "small"]) -> dict[st
     _claim(out, {"seed": seed, "size": size, "version": __version__})
     chosen, seconds = SIZES[size], dict[str, float]()
     values = (*chosen.recipe, f"pretraining.seed={seed}", f"finetuning.seed={seed}")
-    recipe = load_recipe("default", values=values)
+    recipe = load_recipe("simulation", values=values)
     data, place = out / "data", Place(NODES, NODES)
     with _timed(seconds, "data"):
         if not (data / "dataset.json").exists():
@@ -100,7 +101,9 @@ def run_demo(out: Path, *, seed: int, size: Literal["full", "small"]) -> dict[st
                 jobs.reconstruction(out / folder, data, made, place=place, subjects=(NEW,), split="test")
     with _timed(seconds, "evaluation and report"):
         results = {
-            method: jobs.evaluation(out / "reconstructions" / folder, data, pool=chosen.pool)
+            method: jobs.evaluation(
+                out / "reconstructions" / folder, data, pool=chosen.pool, networks=("simulation/clip",)
+            )
             for method, folder in FOLDERS.items()
         }
         _report(out, data, dataset, others)

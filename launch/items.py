@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fmri2img import checkpoints_schema as schema
+from fmri2img.config import with_generator
 from fmri2img.console import output
 from fmri2img.datasets import Dataset
 from fmri2img.errors import InputError
@@ -74,9 +75,18 @@ class Unit:
         return f"unit-{self.number:05d}"
 
 
-def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **settings: Any) -> ReconstructionJob:
+def plan_job(
+    checkpoint: Path,
+    data: Path,
+    *,
+    subjects: Sequence[str],
+    generator: Path | None = None,
+    changes: Sequence[str] = (),
+    **settings: Any,
+) -> ReconstructionJob:
     """Check that checkpoint and data fit and describe the job.
 
+    The generator is the recipe's, or that of the YAML file `generator`, with `changes` such as "guidance=3".
     Raises InputError for subjects that the checkpoint has no head for, other voxel counts, or other data.
     """
     found = schema.resolve(checkpoint)
@@ -98,6 +108,8 @@ def plan_job(checkpoint: Path, data: Path, *, subjects: Sequence[str], **setting
     prints = dict.fromkeys(subjects, dataset.fingerprint)
     schema.check_data(found.manifest, prints, checkpoint=str(checkpoint), data=str(data))
     recipe = recipe_of(found.path)
+    if generator is not None or changes:
+        recipe = with_generator(recipe, generator, changes)
     try:
         job = ReconstructionJob(
             checkpoint=sha256_file(found.path / schema.MANIFEST_NAME),

@@ -16,18 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
 from fmri2img.errors import InputError, StoppedError
 from fmri2img.files import sha256_file
+from fmri2img.generators import AnyGenerator, Generator
 from fmri2img.launch.devices import one_thread
-from fmri2img.launch.items import Item, ReconstructionJob, Unit, recipe_of, units_of
+from fmri2img.launch.items import Item, ReconstructionJob, Unit, units_of
 from fmri2img.launch.units import unit_problem, write_unit
 from fmri2img.models.loading import load_decoder
 from fmri2img.trainer.seeds import derive_seed
 
 Tensors = dict[str, torch.Tensor]
+_GENERATORS: TypeAdapter[Any] = TypeAdapter(AnyGenerator)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Reconstructor:
         self.device = torch.device(device or job.device)
         _repeatable(self.device)
         self.decoder = load_decoder(found.path).to(self.device)
-        self.generator = recipe_of(found.path).generator.load(self.device, getattr(torch, job.dtype))
+        told: Generator = _GENERATORS.validate_python(job.generator)
+        self.generator = told.load(self.device, getattr(torch, job.dtype))
         self.generator.check({name: space.shape for name, space in found.manifest.feature_spaces.items()})
         self.units = units_of(job, self.dataset)
         self.tables = {name: self.dataset.samples(name, job.split) for name in job.subjects}

@@ -228,6 +228,10 @@ class Reconstruct:
     """items of a unit of work"""
     seed: int = 0
     """seed of the generator"""
+    generator: Path | None = None
+    """a YAML file with another generator than the recipe's"""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """key=value of the generator, such as guidance=3; may be given several times"""
     workers: int = 1
     """processes; 0 works in this one, without Ray"""
     emulate_nodes: int = 0
@@ -261,6 +265,8 @@ class Reconstruct:
             samples=self.samples,
             batch=self.batch,
             seed=self.seed,
+            generator=self.generator,
+            changes=self.set,
             devices=self.devices,
             dtype=self.dtype,
             output=self.output,

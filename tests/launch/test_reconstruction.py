@@ -1,5 +1,6 @@
 """Reconstruction in units: the same bytes however it is run, made once, remade where damaged."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -58,6 +59,27 @@ def test_bytes_depend_neither_on_workers_nor_on_threads(
     made = content(tmp_path / "alone")
     assert len([name for name in made if name.endswith(".png")]) == 10
     assert all(content(tmp_path / name) == made for name in ("again", "1", "2"))
+
+
+def test_another_generator_takes_the_place_of_the_recipes(reconstruct: Say, tmp_path: Path) -> None:
+    def sizes(out: Path) -> set[tuple[int, ...]]:
+        return {np.asarray(Image.open(io.BytesIO(path.read_bytes()))).shape for path in out.rglob("*.png")}
+
+    reconstruct(tmp_path / "small", "--workers", 0, "--set", "size=32")
+    assert sizes(tmp_path / "small") == {(32, 32, 3)}
+    other = tmp_path / "other.yaml"
+    other.write_text("generator: {kind: pixels, space: pixels-16, size: 16}")
+    reconstruct(tmp_path / "named", "--workers", 0, "--generator", other)
+    assert sizes(tmp_path / "named") == {(16, 16, 3)}
+    told = json.loads((tmp_path / "named" / "manifest.json").read_text())
+    assert told["job"]["generator"]["size"] == 16
+    other.write_text("{kind: pixels, space: pixels-8, size: 16}")
+    refused = reconstruct(tmp_path / "never", "--workers", 0, "--generator", other, code=2)
+    assert "pixels-8" in refused.line
+    refused = reconstruct(tmp_path / "never", "--workers", 0, "--set", "sze=32", code=2)
+    assert "generator.sze is not a key" in refused.line and not (tmp_path / "never").exists()
+    again = reconstruct(tmp_path / "named", "--workers", 0, code=2)
+    assert "generator" in again.line
 
 
 def test_a_picture_does_not_depend_on_who_is_in_its_unit(
