@@ -301,6 +301,8 @@ def _run(
         engine.load_optimiser(resumed.moments)
         engine.load_ema(resumed.ema)
         engine.skipped = first - int(resumed.moments[COUNT])
+        for loaded in (resumed.model, resumed.moments, resumed.ema):
+            loaded.clear()  # they would stay on every rank's host until the run ends
     plan = SamplingPlan(
         material.tables,
         fingerprint=material.dataset.fingerprint,
