@@ -1,6 +1,7 @@
 """Every benchmark runs at its tiniest size and prints JSON of finite figures.
 
-Left out: `miyawaki.py`, which needs measured data, and `nsd_build.py`, which makes gigabytes.
+Left out: `miyawaki.py`, which needs measured data, `nsd_build.py`, which makes gigabytes, and `pictures.py`, which
+needs a demo and runs after the demo's own test.
 """
 
 import json
@@ -27,7 +28,7 @@ TINY = {
     "metrics.py": "--pictures 4",
     "mindeye2_step.py": "--small --steps 1 --warmup 1 --variants bfloat16 float32+compile",
 }
-ELSEWHERE = {"miyawaki.py", "nsd_build.py"}
+ELSEWHERE = {"miyawaki.py", "nsd_build.py", "pictures.py"}
 
 pytestmark = pytest.mark.slow
 

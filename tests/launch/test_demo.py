@@ -1,12 +1,19 @@
 """The demo, small, from nothing to the report; and again, which only looks at what is there."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def _last_object(text: str) -> str:
+    """The JSON at the end of what a script printed."""
+    return text[text.index("\n{\n") :]
 
 
 @pytest.mark.slow
@@ -34,6 +41,17 @@ def test_the_demo_runs_to_its_report_and_a_second_time_quickly(
     assert again.code == 0, again.err
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["methods"] == told["methods"]
     assert time.monotonic() - started < told["seconds"]["total"] / 2
+
+    script = Path(__file__).parents[2] / "benchmarks" / "pictures.py"
+    tiny = [tmp_path / "demo", "--out", tmp_path / "full", "--samples", 1, "--steps", 4, "--pool", 10]
+    command = [sys.executable, "-P", str(script), *map(str, tiny)]
+    scores = json.loads(
+        _last_object(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    )
+    assert len(scores["scores"]) == 4
+    assert all(
+        0 <= s["low"] <= s["value"] for v in scores["scores"].values() for k, s in v.items() if "two" in k
+    )
 
     other = said(*words, "--seed", 1)
     assert (other.code, "holds a demo of" in other.line) == (2, True)
