@@ -18,6 +18,7 @@ from fmri2img.features.extractors import Computing, Imported, made_by, made_with
 from fmri2img.features.loading import ModelExtractor
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices, only
+from fmri2img.launch.doctor import preflight
 from fmri2img.launch.feature_workers import DTYPES as PRECISIONS
 from fmri2img.launch.feature_workers import FeatureTask, compute_here, compute_spread
 from fmri2img.launch.slots import check_room
@@ -83,7 +84,7 @@ def cache_features(recipe: Recipe, data: Path, settings: FeatureSettings | None 
     if not missing:
         return dataset
     with ExitStack() as running:
-        device = _start(settings, running)
+        device = _start(settings, dataset.path, running)
         for name, extractor in missing.items():
             dataset = _add(dataset, name, extractor, settings, device)
     return dataset
@@ -119,7 +120,7 @@ def _digests(recorded: Any) -> str:
     return " ".join(digest[:12] for digest in dict(recorded.get("weights", {})).values()) or "unknown"
 
 
-def _start(settings: FeatureSettings, running: ExitStack) -> str:
+def _start(settings: FeatureSettings, data: Path, running: ExitStack) -> str:
     """Connect to the cluster where there is to be one; the device to compute on."""
     place = settings.place
     if place is None:
@@ -132,6 +133,8 @@ def _start(settings: FeatureSettings, running: ExitStack) -> str:
         running.enter_context(only(devices))
         running.enter_context(cluster(place))
     check_room(place, devices.kind)
+    if place.preflight:
+        preflight(address=place.address, data=data, out=data)
     return devices.kind
 
 

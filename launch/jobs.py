@@ -18,6 +18,7 @@ from fmri2img.evaluation.protocols import protocol
 from fmri2img.files import alone, write_json
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices
+from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import EVENTS, telling
 from fmri2img.launch.folders import check_folder
 from fmri2img.launch.items import flag_error, plan_job
@@ -94,8 +95,9 @@ def finetuning(
     start: Path | Literal["scratch", "ridge"],
     keep_heads: bool = False,
     wandb: bool = False,
+    look_first: bool = True,
 ) -> Path:
-    """Finetune, or fit a baseline, with progress; returns the checkpoint."""
+    """Finetune, or fit a baseline, with progress; returns the checkpoint. `look_first` is the preflight."""
     parent = str(start) if isinstance(start, Path) else None
     check_run_folder(out, kind="ridge" if start == "ridge" else "decoder")
     dataset = Dataset.open(data)
@@ -109,6 +111,8 @@ def finetuning(
     spec = StageSpec(plain, str(data), (subject,), str(out), chosen, parent, wandb, keep_heads)
     how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
     with _own_run(out, "finetune"), stage(f"{how} on {subject}", "steps") as tell:
+        if look_first:
+            preflight(address=None, data=data, out=out)
         if start == "ridge":
             return fit_ridge_baseline(spec)
         return finetune(spec, listener=listener(tell))

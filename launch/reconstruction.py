@@ -15,6 +15,7 @@ from fmri2img.errors import DamageError, Fmri2imgError, InputError, StoppedError
 from fmri2img.files import alone, write_json
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import Devices, only
+from fmri2img.launch.doctor import preflight
 from fmri2img.launch.folders import check_folder
 from fmri2img.launch.items import ReconstructionJob, Unit, units_of
 from fmri2img.launch.made import merge, one_generator
@@ -66,6 +67,8 @@ def launch_reconstruction(
             assert place is not None
             with only(devices or Devices(job.device)), cluster(place):
                 check_room(place, job.device)
+                if place.preflight:
+                    preflight(address=place.address, data=data, out=out)
                 expect = _Weights(out, units, missing)
                 pool = Pool(
                     start_workers(task),

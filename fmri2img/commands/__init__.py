@@ -73,6 +73,8 @@ class Features:
     """start that many Ray nodes on this machine"""
     cluster: str | None = None
     """address of a running Ray cluster, or auto; this machine otherwise"""
+    skip_preflight: bool = False
+    """start without looking at nodes first"""
     given: OmitSubcommandPrefixes[
         OmitArgPrefixes[
             Annotated[FeaturesImport, subcommand("import")] | Annotated[None, subcommand("compute")]
@@ -88,7 +90,7 @@ class Features:
             return self.given.run(self.data, self.space, self.dtype)
         from fmri2img.launch.features import FeatureSettings, cache_features
 
-        place = place_of(self.workers, self.emulate_nodes, self.cluster)
+        place = place_of(self.workers, self.emulate_nodes, self.cluster, skip_preflight=self.skip_preflight)
         settings = FeatureSettings(place, self.devices, self.batch, self.precision, self.dtype, self.space)
         cache_features(self.flags.load(), self.data, settings)
 
@@ -176,6 +178,8 @@ class Finetune:
     """instead of --from: the same decoder without other subjects, or ridge regression"""
     sessions: int | None = None
     """use sessions 1 to this one; all otherwise"""
+    skip_preflight: bool = False
+    """start without looking at this machine first: space, limits"""
     wandb: bool = False
     """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
     print_config: bool = False
@@ -202,6 +206,7 @@ class Finetune:
             start=start,
             keep_heads=self.keep_heads,
             wandb=self.wandb,
+            look_first=not self.skip_preflight,
         )
         output().print(f"Checkpoint {path}")
 
@@ -250,6 +255,8 @@ class Reconstruct:
     """go on with an unfinished reconstruction"""
     verify: bool = False
     """read every byte that is there again, and make again what changed"""
+    skip_preflight: bool = False
+    """start without looking at nodes first"""
 
     def run(self) -> None:
         from fmri2img.launch import jobs
@@ -258,7 +265,9 @@ class Reconstruct:
             self.from_,
             self.data,
             self.out,
-            place=place_of(self.workers, self.emulate_nodes, self.cluster),
+            place=place_of(
+                self.workers, self.emulate_nodes, self.cluster, skip_preflight=self.skip_preflight
+            ),
             subjects=self.subjects,
             split=self.split,
             repeats=self.repeats,
@@ -340,14 +349,16 @@ Command = OmitSubcommandPrefixes[
 ]
 
 
-def place_of(workers: int, emulate_nodes: int, cluster: str | None) -> "Place | None":
+def place_of(
+    workers: int, emulate_nodes: int, cluster: str | None, *, skip_preflight: bool = False
+) -> "Place | None":
     """Where a job runs whose workers need not talk to each other; None is this process, without Ray."""
     from fmri2img.launch.cluster import Place
 
     if workers < 0:
         raise InputError(f"--workers {workers}: use 0 to work in this process, or a number of workers")
     if workers or emulate_nodes:
-        return Place(max(workers, emulate_nodes), emulate_nodes, cluster)
+        return Place(max(workers, emulate_nodes), emulate_nodes, cluster, preflight=not skip_preflight)
     if cluster:
         raise InputError(f"--cluster {cluster}: say with --workers how many of its workers to use")
     return None
