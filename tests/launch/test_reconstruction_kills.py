@@ -13,7 +13,7 @@ from fmri2img.cli import run
 from fmri2img.launch.items import plan_job
 
 pytestmark = pytest.mark.slow
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "split": "test",
     "repeats": "single",
     "samples": 4,
