@@ -42,7 +42,64 @@ class Trials:
     responses: np.ndarray  # (batch, inputs) float32, rows behind the items' are 0
 
 
-class Reconstructor:
+class Decoding:
+    """Decoder and data of a job in memory, which is all that predicting takes.
+
+    Raises InputError when the checkpoint changed since the job was planned.
+    """
+
+    def __init__(
+        self, job: ReconstructionJob, checkpoint: Path, data: Path, *, device: str | None = None
+    ) -> None:
+        self.found = schema.resolve(checkpoint)
+        if sha256_file(self.found.path / schema.MANIFEST_NAME) != job.checkpoint:
+            raise InputError(f"{checkpoint} changed since the job was planned: give another --out")
+        self.job, self.dataset = job, Dataset.open(data)
+        self.device = torch.device(device or job.device)
+        _repeatable(self.device)
+        self.decoder = load_decoder(self.found.path).to(self.device)
+        self.units = units_of(job, self.dataset)
+        self.tables = {name: self.dataset.samples(name, job.split) for name in job.subjects}
+
+    def read(self, unit: Unit) -> list[Trials]:
+        """Every repeat of every item, in batches of one subject and repeat number that always have `batch` rows."""
+        found = []
+        for subject in sorted({item.subject for item in unit.items}):
+            places = [i for i, item in enumerate(unit.items) if item.subject == subject]
+            for turn in range(max(len(unit.items[i].repeats) for i in places)):
+                chosen = [i for i in places if turn < len(unit.items[i].repeats)]
+                rows = np.array([unit.items[i].row for i in chosen])
+                repeats = np.array([unit.items[i].repeats[turn] for i in chosen])
+                values = self.dataset.read_trials(self.tables[subject], rows, repeats)
+                padded = np.zeros((self.job.batch, int(np.prod(values.shape[1:]))), np.float32)
+                padded[: len(values)] = values.reshape(len(values), -1)
+                found.append(Trials(subject, chosen, padded))
+        return found
+
+    def predict(self, unit: Unit, trials: Sequence[Trials]) -> tuple[Tensors, Tensors]:
+        """Features and retrieval directions of a unit's items, as `compute` has them, whatever the responses are."""
+        with one_thread(), _own_randomness(self.job, unit, self.device), torch.no_grad():
+            return self._predict(unit.items, trials)
+
+    def _predict(self, items: Sequence[Item], trials: Sequence[Trials]) -> tuple[Tensors, Tensors]:
+        """Features and retrieval directions of each item, averaged over its repeats (as Scotti et al. 2024, section 3).
+
+        A forward always has `batch` rows, so that no item's numbers depend on the others.
+        """
+        sums: dict[str, Tensors] = {"features": {}, "retrieval": {}}
+        for trial in trials:
+            responses = torch.from_numpy(trial.responses).to(self.device)
+            predicted = self.decoder.predict({trial.subject: responses})
+            for kind, spaces in (("features", predicted.features), ("retrieval", predicted.retrieval)):
+                for name, value in spaces.items():
+                    into = sums[kind].setdefault(name, torch.zeros(len(items), *value.shape[1:]))
+                    rows = value[: len(trial.places)].float().cpu()
+                    for position, i in enumerate(trial.places):
+                        into[i] += rows[position] / len(items[i].repeats)
+        return sums["features"], sums["retrieval"]
+
+
+class Reconstructor(Decoding):
     """Decoder, generator and data of a job, loaded once in a worker.
 
     Raises InputError when the checkpoint changed since the job was planned, or the generator cannot work with it.
@@ -51,18 +108,13 @@ class Reconstructor:
     def __init__(
         self, job: ReconstructionJob, checkpoint: Path, data: Path, out: Path, *, device: str | None = None
     ) -> None:
-        found = schema.resolve(checkpoint)
-        if sha256_file(found.path / schema.MANIFEST_NAME) != job.checkpoint:
-            raise InputError(f"{checkpoint} changed since the job was planned: give another --out")
-        self.job, self.out, self.dataset = job, out, Dataset.open(data)
-        self.device = torch.device(device or job.device)
-        _repeatable(self.device)
-        self.decoder = load_decoder(found.path).to(self.device)
+        super().__init__(job, checkpoint, data, device=device)
+        self.out = out
         told: Generator = _GENERATORS.validate_python(job.generator)
         self.generator = told.load(self.device, getattr(torch, job.dtype))
-        self.generator.check({name: space.shape for name, space in found.manifest.feature_spaces.items()})
-        self.units = units_of(job, self.dataset)
-        self.tables = {name: self.dataset.samples(name, job.split) for name in job.subjects}
+        self.generator.check(
+            {name: space.shape for name, space in self.found.manifest.feature_spaces.items()}
+        )
         self.made_with = {
             "processor": _processor(self.device),
             "versions": {name: version(name) for name in ("fmri2img", "torch", "diffusers", "transformers")},
@@ -83,21 +135,6 @@ class Reconstructor:
             self.write(unit, predictions, pictures)
         return len(unit.items)
 
-    def read(self, unit: Unit) -> list[Trials]:
-        """Every repeat of every item, in batches of one subject and repeat number that always have `batch` rows."""
-        found = []
-        for subject in sorted({item.subject for item in unit.items}):
-            places = [i for i, item in enumerate(unit.items) if item.subject == subject]
-            for turn in range(max(len(unit.items[i].repeats) for i in places)):
-                chosen = [i for i in places if turn < len(unit.items[i].repeats)]
-                rows = np.array([unit.items[i].row for i in chosen])
-                repeats = np.array([unit.items[i].repeats[turn] for i in chosen])
-                values = self.dataset.read_trials(self.tables[subject], rows, repeats)
-                padded = np.zeros((self.job.batch, int(np.prod(values.shape[1:]))), np.float32)
-                padded[: len(values)] = values.reshape(len(values), -1)
-                found.append(Trials(subject, chosen, padded))
-        return found
-
     def compute(self, unit: Unit, trials: Sequence[Trials]) -> tuple[Tensors, np.ndarray]:
         """Predictions {name: (n, ...)} and pictures (n, H, W, 3) uint8 of a unit's n items."""
         with one_thread(), _own_randomness(self.job, unit, self.device), torch.no_grad():
@@ -106,26 +143,14 @@ class Reconstructor:
         predictions = {f"features.{name}": value for name, value in features.items()}
         return predictions | {f"retrieval.{name}": value for name, value in retrieval.items()}, pictures
 
+    def generate(self, unit: Unit, features: Tensors) -> np.ndarray:
+        """Pictures (n, H, W, 3) uint8 of features that a unit's items are given, with the noise of the items."""
+        with one_thread(), _own_randomness(self.job, unit, self.device), torch.no_grad():
+            return self._generate(unit.items, features)
+
     def write(self, unit: Unit, predictions: Tensors, pictures: np.ndarray) -> None:
         """Commit a unit."""
         write_unit(self.out, self.job, unit, pictures, predictions, self.made_with)
-
-    def _predict(self, items: Sequence[Item], trials: Sequence[Trials]) -> tuple[Tensors, Tensors]:
-        """Features and retrieval directions of each item, averaged over its repeats (as Scotti et al. 2024, section 3).
-
-        A forward always has `batch` rows, so that no item's numbers depend on the others.
-        """
-        sums: dict[str, Tensors] = {"features": {}, "retrieval": {}}
-        for trial in trials:
-            responses = torch.from_numpy(trial.responses).to(self.device)
-            predicted = self.decoder.predict({trial.subject: responses})
-            for kind, spaces in (("features", predicted.features), ("retrieval", predicted.retrieval)):
-                for name, value in spaces.items():
-                    into = sums[kind].setdefault(name, torch.zeros(len(items), *value.shape[1:]))
-                    rows = value[: len(trial.places)].float().cpu()
-                    for position, i in enumerate(trial.places):
-                        into[i] += rows[position] / len(items[i].repeats)
-        return sums["features"], sums["retrieval"]
 
     def _generate(self, items: Sequence[Item], features: Tensors) -> np.ndarray:
         """(n, H, W, 3) uint8. One CPU generator an item, of the item's own seed; always `batch` rows.

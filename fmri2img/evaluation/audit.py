@@ -104,7 +104,7 @@ def _centred_products(features: np.ndarray) -> np.ndarray:
 
 
 def _ratio(products: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Participation ratios (k,) of the rows weighted by each column of `weight` (n, k), each centred on its own mean."""
+    """Participation ratios (k,) of rows weighted by each column of `weight` (n, k), each centred on its own mean."""
     count = weight.sum(0)
     moved = products @ weight
     total = (weight * moved).sum(0)

@@ -1,6 +1,6 @@
 """Clusters of similar pictures, by their features: k-means with k-means++ starts, the same for the same seed.
 
-Ours because scipy's has no seed that fixes its result over versions and warns of an empty cluster instead of filling it.
+Ours because scipy's only warns of an empty cluster, and fills none.
 
 Legend of shapes: n pictures, d features, k clusters.
 """
