@@ -14,15 +14,17 @@ from fmri2img.datasets import Dataset
 from fmri2img.datasets.remote import absolute, address_of
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, EvaluationSettings, Measure
+from fmri2img.evaluation.audit_results import Audit
 from fmri2img.evaluation.protocols import protocol
 from fmri2img.files import alone, write_json
+from fmri2img.launch.auditing import AUDIT, audit, checkpoint_of
 from fmri2img.launch.cluster import Place, cluster
 from fmri2img.launch.devices import choose_devices
 from fmri2img.launch.doctor import preflight
 from fmri2img.launch.events import EVENTS, telling
 from fmri2img.launch.folders import check_folder
 from fmri2img.launch.items import flag_error, plan_job
-from fmri2img.launch.judging import Candidates, judge
+from fmri2img.launch.judging import Candidates, judge, open_judging
 from fmri2img.launch.pretraining import WORKERS, launch_pretraining
 from fmri2img.launch.reconstruction import launch_reconstruction
 from fmri2img.launch.torchrun import pretrain_here, started_by_torchrun
@@ -32,6 +34,7 @@ from fmri2img.trainer.watch import METRICS, Record
 
 SOURCE = "source.json"
 EVALUATION = "metrics.json"
+Audited = Literal["none", "features", "pictures"]
 
 
 def chosen_subjects(dataset: Dataset, subjects: Sequence[str], hold_out: Sequence[str]) -> tuple[str, ...]:
@@ -173,9 +176,13 @@ def evaluation(
     candidates: Candidates = "split",
     captions: Path | None = None,
     devices: str = "cpu",
+    audited: Audited = "none",
     **settings: Any,
 ) -> Evaluation:
-    """Evaluate, with the fields of `EvaluationSettings`, and write `metrics.json` beside the reconstruction."""
+    """Evaluate, with the fields of `EvaluationSettings`, and write `metrics.json` beside the reconstruction.
+
+    Where an audit is asked for, `audit.json` is written too; an older one is of older scores and goes.
+    """
     try:
         how = EvaluationSettings(**settings)
     except ValidationError as error:
@@ -184,6 +191,14 @@ def evaluation(
         device = choose_devices(devices, None).first
         result = judge(made, data, how, candidates=candidates, captions=captions, device=device)
     result.write(made / EVALUATION)
+    (made / AUDIT).unlink(missing_ok=True)
+    if audited != "none":
+        judging = open_judging(made, data, how, candidates=candidates, device=device)
+        with stage(f"Auditing {made}", "steps") as tell:
+            found = audit(
+                made, judging, result, checkpoint_of(made), pictures=audited == "pictures", tell=tell
+            )
+        found.write(made / AUDIT)
     return result
 
 
@@ -227,6 +242,16 @@ def _cell(found: Measure | None) -> str:
         return ""
     spread = "" if found.seeds is None else f" ±{found.seeds.deviation:.3f}"
     return f"{found.value:.3f} [dim]{found.low:.3f}–{found.high:.3f}{spread}[/dim]"
+
+
+def show_audit(made: Path) -> None:
+    """Print what an audit found, where there is one."""
+    if not (made / AUDIT).is_file():
+        return
+    for finding in Audit.read(made / AUDIT).findings:
+        output().print(
+            f"{'FOUND' if finding.found else 'clear'}  {finding.name}: {finding.sentence}", markup=False
+        )
 
 
 def show_published(name: str, result: Evaluation) -> None:

@@ -1,5 +1,7 @@
 """From a finished reconstruction to scores: read what was made and what was seen, and evaluate it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +45,63 @@ def judge(
 
     Raises InputError for data it was not made from.
     """
+    judging = open_judging(made_folder, data, settings, candidates=candidates, device=device)
+    more: dict[str, Judged] = {}
+    missing: dict[str, str] = {}
+    for found, absent in (
+        judge_brain(judging.dataset, judging.made, settings, device),
+        judge_captions(judging.dataset, judging.made, captions, device),
+    ):
+        more |= found
+        missing |= absent
+    return judging.score(judging.reconstructions, more=more, missing=missing)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A reconstruction opened to be judged, and whatever else is scored by the same metrics in its place."""
+
+    made: Made
+    dataset: Dataset
+    reconstructions: Reconstructions
+    truth: Truth
+    settings: EvaluationSettings
+    device: torch.device | str
+
+    def score(
+        self,
+        made: Reconstructions,
+        *,
+        more: Mapping[str, Judged] | None = None,
+        missing: Mapping[str, str] | None = None,
+    ) -> Evaluation:
+        """Scores by all metrics of the settings that need no responses and no captions, and `more` beside them."""
+        for name in self.settings.networks if made.pictures is not None else []:
+            network = ClipImage(model=name).load(self.device)
+            made.perceived[name] = network(list(made.pictures))
+            if name not in self.truth.perceived:
+                assert self.truth.pictures is not None
+                self.truth.perceived[name] = network(list(self.truth.pictures))
+        looked, absent = _looked(made, self.truth, self.settings, self.device)
+        return evaluate(
+            made,
+            self.truth,
+            self.settings,
+            more=looked | dict(more or {}),
+            missing=absent | dict(missing or {}),
+            measured=_measured(self.dataset, made, self.settings),
+        )
+
+
+def open_judging(
+    made_folder: Path,
+    data: Path,
+    settings: EvaluationSettings,
+    *,
+    candidates: Candidates = "split",
+    device: torch.device | str = "cpu",
+) -> Judging:
+    """Read what was made and what was seen. Raises InputError for data it was not made from."""
     made, dataset = read_made(made_folder), Dataset.open(data)
     if made.job.fingerprint != dataset.fingerprint:
         raise InputError(
@@ -57,26 +116,7 @@ def judge(
     tables = [dataset.samples(made.job.subjects[0], split) for split in splits]
     whole = settings.protocol is not None
     reconstructions, truth = _made(made), _truth(dataset, tables, made, whole=whole)
-    for name in settings.networks:
-        network = ClipImage(model=name).load(device)
-        reconstructions.perceived[name] = network(list(made.pictures))
-        assert truth.pictures is not None
-        truth.perceived[name] = network(list(truth.pictures))
-    more, missing = _looked(reconstructions, truth, settings, device)
-    for found, absent in (
-        judge_brain(dataset, made, settings, device),
-        judge_captions(dataset, made, captions, device),
-    ):
-        more |= found
-        missing |= absent
-    return evaluate(
-        reconstructions,
-        truth,
-        settings,
-        more=more,
-        missing=missing,
-        measured=_measured(dataset, reconstructions, settings),
-    )
+    return Judging(made, dataset, reconstructions, truth, settings, device)
 
 
 def _looked(

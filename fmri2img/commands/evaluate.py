@@ -29,6 +29,8 @@ class Evaluate:
     """a feature space: brain correlation by ROI, through ridge regression from it to the voxels"""
     captions: Path | None = None
     """a JSON file of predicted captions by item key or nsd_id: ROUGE, METEOR and sentence similarity"""
+    audit: Literal["none", "features", "pictures"] = "none"
+    """score what knows less beside it: shuffled and mean responses, nearest training pictures; see docs/audit.md"""
     devices: str = "auto"
     """auto, cpu, cuda, or a GPU of this machine such as cuda:0, for the networks"""
 
@@ -46,7 +48,9 @@ class Evaluate:
             networks=list(self.networks),
             protocol=None if self.protocol == "simulation" else self.protocol,
             brain=self.brain,
+            audited=self.audit,
         )
         jobs.show({self.made.name: result})
         jobs.show_published(self.made.name, result)
+        jobs.show_audit(self.made)
         output().print(f"Scores in {self.made / jobs.EVALUATION}; next: fmri2img report {self.made}")
