@@ -143,14 +143,14 @@ def dimensions(
     products = [_centred_products(value) for value in (predicted, true)]
     whole = [float(_ratio(p, np.ones((len(p), 1)))[0]) for p in products]
     if not whole[0] or not whole[1]:
-        return Dimensions(*whole, 0.0, 0.0, 0.0)
+        return Dimensions(whole[0], whole[1], 0.0, 0.0, 0.0)
     apart = np.log(np.maximum(_ratio(products[0], weight), 1e-12)) - np.log(_ratio(products[1], weight))
     groups = weight.shape[1]
     error = np.sqrt((groups - 1) / groups * np.square(apart - apart.mean()).sum())
     middle = np.log(whole[0] / whole[1])
     margin = NormalDist().inv_cdf((1 + level) / 2) * error
     low, high = np.exp(middle - margin), np.exp(middle + margin)
-    return Dimensions(*whole, float(np.exp(middle)), float(low), float(high))
+    return Dimensions(whole[0], whole[1], float(np.exp(middle)), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,10 @@ def _comparable(
         pairs[f"perceived_{network}"] = (title, perceived, truth.perceived[network])
     if made.pictures is not None and truth.pictures is not None:
         side = min(settings.identification_size, *truth.pictures.shape[1:3])
-        small = [np.asarray(resize(p.transpose(0, 3, 1, 2), side)) for p in (made.pictures, truth.pictures)]
-        pairs["two_way_pixels"] = ("Two-way, pixels", *small)
+        small, seen = (
+            np.asarray(resize(p.transpose(0, 3, 1, 2), side)) for p in (made.pictures, truth.pictures)
+        )
+        pairs["two_way_pixels"] = ("Two-way, pixels", small, seen)
     return pairs
 
 
@@ -101,8 +103,13 @@ def averaged(
     there = np.isfinite(scores)
     if len(np.unique(nsd_ids[there])) < 2:
         return None
-    how = {"seed": settings.seed, "resamples": settings.resamples}
-    return estimate(scores[there], nsd_ids[there], level=level or settings.level, **how)
+    return estimate(
+        scores[there],
+        nsd_ids[there],
+        seed=settings.seed,
+        resamples=settings.resamples,
+        level=level or settings.level,
+    )
 
 
 def _stood_in(

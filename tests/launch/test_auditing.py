@@ -28,7 +28,7 @@ def ridge(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Folders: a simulated data set, and ridge regression of its one subject."""
     folder = tmp_path_factory.mktemp("honest")
     spec = SimulationSpec(
-        subjects={SUBJECT: 400}, sessions=5, trials_per_session=120, test_pictures=50, seed=4
+        subjects={SUBJECT: 400}, sessions=4, trials_per_session=120, test_pictures=30, noise_scale=0.5, seed=4
     )
     build_dataset(Simulation(spec), folder / "data")
     recipe = load_recipe("default")
