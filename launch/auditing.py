@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -187,7 +188,7 @@ def regions_of(decoding: Decoding, judging: Judging, index: np.ndarray, space: s
         key: identified(space, features, directions, judging, index)
         for key, (features, directions) in (found | {"": (made.features, made.directions)}).items()
     }
-    how = {"seed": settings.seed, "resamples": settings.resamples, "level": settings.level}
+    how: dict[str, Any] = settings.model_dump(include={"seed", "resamples", "level"})
     return [
         Region(
             name=name,

@@ -77,11 +77,19 @@ def listener(tell: Tell) -> Any:
 
 
 def pretraining(
-    recipe: Recipe, data: Path, out: Path, *, subjects: tuple[str, ...], place: Place, wandb: bool = False
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    subjects: tuple[str, ...],
+    place: Place,
+    wandb: bool = False,
+    split: str = "train",
 ) -> Path:
     """Pretrain with progress; returns the checkpoint."""
     check_run_folder(out, kind="decoder")
-    spec = StageSpec(recipe.model_dump(mode="json"), str(data), subjects, str(out), wandb=wandb)
+    plain = recipe.model_dump(mode="json")
+    spec = StageSpec(plain, str(data), subjects, str(out), wandb=wandb, split=split)
     with stage(f"Pretraining on {', '.join(subjects)}", "steps") as tell:
         if started_by_torchrun():
             return pretrain_here(spec, place, listener=listener(tell))
@@ -99,6 +107,7 @@ def finetuning(
     keep_heads: bool = False,
     wandb: bool = False,
     look_first: bool = True,
+    split: str = "train",
 ) -> Path:
     """Finetune, or fit a baseline, with progress; returns the checkpoint. `look_first` is the preflight."""
     parent = str(start) if isinstance(start, Path) else None
@@ -111,7 +120,7 @@ def finetuning(
         raise InputError(f"--sessions {sessions}: {subject} has sessions 1 to {most}, use one of these")
     chosen = None if sessions is None else tuple(range(1, sessions + 1))
     plain = recipe.model_dump(mode="json")
-    spec = StageSpec(plain, str(data), (subject,), str(out), chosen, parent, wandb, keep_heads)
+    spec = StageSpec(plain, str(data), (subject,), str(out), chosen, parent, wandb, keep_heads, split=split)
     how = {"scratch": "From scratch", "ridge": "Ridge regression"}.get(str(start), "Finetuning")
     with _own_run(out, "finetune"), stage(f"{how} on {subject}", "steps") as tell:
         if look_first:

@@ -76,11 +76,12 @@ class Judging:
         missing: Mapping[str, str] | None = None,
     ) -> Evaluation:
         """Scores by all metrics of the settings that need no responses and no captions, and `more` beside them."""
-        for name in self.settings.networks if made.pictures is not None else []:
+        for name in self.settings.networks:
+            if made.pictures is None or self.truth.pictures is None:
+                continue
             network = ClipImage(model=name).load(self.device)
             made.perceived[name] = network(list(made.pictures))
             if name not in self.truth.perceived:
-                assert self.truth.pictures is not None
                 self.truth.perceived[name] = network(list(self.truth.pictures))
         looked, absent = _looked(made, self.truth, self.settings, self.device)
         return evaluate(

@@ -12,6 +12,7 @@ from fmri2img import checkpoints_schema as schema
 from fmri2img.datasets import Dataset
 from fmri2img.errors import InputError
 from fmri2img.evaluation import Evaluation, difference
+from fmri2img.evaluation.audit_results import Audit
 from fmri2img.evaluation.report import (
     Comparison,
     Curve,
@@ -22,10 +23,13 @@ from fmri2img.evaluation.report import (
     RoiSummary,
     write_report,
 )
+from fmri2img.evaluation.report_audit import AuditOf
 from fmri2img.files import sha256_file
+from fmri2img.launch.auditing import AUDIT
 from fmri2img.launch.folders import check_file
 from fmri2img.launch.judging import seen_pictures
-from fmri2img.launch.made import Made, read_made
+from fmri2img.launch.made import MANIFEST, Made, read_made
+from fmri2img.launch.retrieving import retrieval_examples
 from fmri2img.trainer.watch import read_records
 
 
@@ -57,6 +61,7 @@ def write_run_report(
     described = descriptions or {}
     sources = {name: _source(path) for name, path in made.items()}
     curves = dict(runs or {}) | {name: path for name, path in sources.items() if path is not None}
+    retrieved_by, retrieved = retrieval_examples(dataset, pictures[main])
     report = ReportData(
         title=title,
         summary=summary or _summary(results[main], dataset),
@@ -70,12 +75,30 @@ def write_run_report(
         score_name=results[main].metrics[_score(order)].label,
         curves=_curves(curves),
         rois=_rois(dataset, results[main].subject),
+        retrieved=retrieved,
+        retrieved_by=retrieved_by,
+        audits=_audits(made, results),
         provenance=_provenance(dataset, pictures, sources),
         notes=notes,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_report(out, report)
     return out
+
+
+def _audits(made: Mapping[str, Path], results: Mapping[str, Evaluation]) -> list[AuditOf]:
+    """Audits that stand beside the reconstructions. Raises InputError for one of another reconstruction."""
+    found = []
+    for name, path in made.items():
+        if not (path / AUDIT).is_file():
+            continue
+        audit = Audit.read(path / AUDIT)
+        if audit.manifest != sha256_file(path / MANIFEST):
+            raise InputError(
+                f"{path / AUDIT} is of another reconstruction: run `fmri2img evaluate --audit` again"
+            )
+        found.append(AuditOf(name, audit, results[name].metrics))
+    return found
 
 
 def _published(result: Evaluation) -> list[PublishedRow]:

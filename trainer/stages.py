@@ -58,6 +58,8 @@ class StageSpec:
     # Finetuning keeps the heads of the parent's subjects beside the new one.
     keep_heads: bool = False
     engine: Literal["deepspeed", "accelerate"] = "deepspeed"
+    # A named split of the training partition to train on.
+    split: str = "train"
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration that the checkpoint stores."""
@@ -67,7 +69,7 @@ class StageSpec:
             "subjects": list(self.subjects),
             "sessions": sessions,
             "fingerprint": Dataset.open(Path(self.data)).fingerprint,
-        }
+        } | ({} if self.split == "train" else {"split": self.split})
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
         if subject not in dataset.subjects:
             raise InputError(f"{spec.data} has no {subject}: its subjects are {', '.join(dataset.subjects)}")
     check_spaces(dataset, recipe)
+    if spec.split in dataset.splits and dataset.splits[spec.split].partition != "train":
+        raise InputError(f"--split {spec.split} is of test pictures: train on a split of training pictures")
     spaces = {
         name: target_space(
             name,
@@ -99,7 +103,8 @@ def open_material(spec: StageSpec, recipe: Recipe, config: TrainingConfig) -> Ma
         for name, space in recipe.spaces.items()
     }
     tables = {
-        subject: with_sessions(dataset.samples(subject, "train"), spec.sessions) for subject in spec.subjects
+        subject: with_sessions(dataset.samples(subject, spec.split), spec.sessions)
+        for subject in spec.subjects
     }
     validation: dict[str, PictureRows] = {}
     if config.validation:

@@ -130,6 +130,8 @@ class Pretrain:
     """seconds without anything new from the workers after which they are killed and started again"""
     skip_preflight: bool = False
     """start without looking at nodes first: space, limits, and on a cluster equal versions and shared folders"""
+    split: str = "train"
+    """which training pictures: all, or a named split of them"""
     wandb: bool = False
     """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
     print_config: bool = False
@@ -156,7 +158,9 @@ class Pretrain:
             hang_after=self.hang_after,
         )
         subjects = jobs.chosen_subjects(Dataset.open(self.data), self.subjects, self.hold_out)
-        path = jobs.pretraining(recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb)
+        path = jobs.pretraining(
+            recipe, self.data, self.out, subjects=subjects, place=place, wandb=self.wandb, split=self.split
+        )
         output().print(f"Checkpoint {path}")
 
 
@@ -180,6 +184,8 @@ class Finetune:
     """use sessions 1 to this one; all otherwise"""
     skip_preflight: bool = False
     """start without looking at this machine first: space, limits"""
+    split: str = "train"
+    """which training pictures: all, or a named split of them"""
     wandb: bool = False
     """log to Weights & Biases too, offline unless WANDB_MODE says otherwise"""
     print_config: bool = False
@@ -207,6 +213,7 @@ class Finetune:
             keep_heads=self.keep_heads,
             wandb=self.wandb,
             look_first=not self.skip_preflight,
+            split=self.split,
         )
         output().print(f"Checkpoint {path}")
 

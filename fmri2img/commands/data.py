@@ -78,10 +78,48 @@ class DataInfo:
         )
 
 
+@dataclass(frozen=True)
+class DataSplit:
+    """Hold whole clusters of similar pictures out of training: a folder of the same files with three more splits."""
+
+    path: Positional[Path]
+    """the data set folder"""
+    out: Path
+    """the new folder; its files are links to those of the data set where the file system allows"""
+    hold_out_clusters: int
+    """clusters to hold out"""
+    space: str
+    """the cached feature space by which pictures are similar"""
+    clusters: int | None = None
+    """clusters to cut the pictures into; one for about ten test pictures otherwise"""
+    name: str = "clusters"
+    """what the splits' names begin with: NAME-train, NAME-control, NAME-test"""
+    seed: int = 0
+    """seed of the clusters and of which are held out"""
+
+    def run(self) -> None:
+        from fmri2img.launch.splitting import hold_out_clusters
+
+        made = hold_out_clusters(
+            self.path,
+            self.out,
+            hold_out=self.hold_out_clusters,
+            clusters=self.clusters,
+            space=self.space,
+            name=self.name,
+            seed=self.seed,
+        )
+        for name, pictures in made.items():
+            output().print(f"{name}: {pictures} pictures")
+        first = next(iter(made))
+        output().print(f"Data set in {self.out}; next: fmri2img finetune or pretrain with --split {first}")
+
+
 DataAction = (
     Annotated[DataBuild, subcommand("build")]
     | Annotated[DataVerify, subcommand("verify")]
     | Annotated[DataInfo, subcommand("info")]
+    | Annotated[DataSplit, subcommand("split")]
     | Annotated[DataFetch, subcommand("fetch")]
 )
 

@@ -153,6 +153,12 @@ def tick_text(value: float, unit: str = "") -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}{unit}".replace("-", "\N{MINUS SIGN}", 1)
 
 
+def number(value: float, *, percent: bool, signed: bool = False) -> str:
+    """Shares as the field prints them, in percent; correlations with three decimals; a true minus sign."""
+    text = f"{value * 100:{'+' if signed else ''}.1f}" if percent else f"{value:{'+' if signed else ''}.3f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> Markup:
     opening = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return Markup(opening + "".join(parts) + "</svg>")

@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from fmri2img.evaluation.charts import COLOURS, Dot, interval_chart, line_chart
+from fmri2img.evaluation.charts import COLOURS, Dot, interval_chart, line_chart, number
 from fmri2img.evaluation.intervals import Estimate
+from fmri2img.evaluation.report_audit import AuditOf, audit_view, regions_view
 from fmri2img.evaluation.results import Measure
 from fmri2img.files import write_atomic
 
@@ -53,6 +54,17 @@ class PictureRow:
     seen: np.ndarray
     reconstructed: Mapping[str, np.ndarray]
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """One item: the picture seen, the candidates nearest to its prediction, and the rank of the one seen, from 1."""
+
+    key: str
+    seen: np.ndarray
+    nearest: Sequence[np.ndarray]
+    rank: int
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,9 @@ class ReportData:
     score_higher_is_better: bool = True
     curves: Sequence[Curve] = ()
     rois: Sequence[RoiSummary] = ()
+    retrieved: Sequence[RetrievalRow] = ()
+    retrieved_by: str = ""
+    audits: Sequence[AuditOf] = ()
     provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     gallery_limit: int = 300
@@ -136,6 +151,8 @@ def render_report(data: ReportData) -> str:
         picture_methods=_picture_methods(data),
         gallery=gallery,
         curves=_curves(data),
+        audits=[audit_view(item, metrics) for item in data.audits],
+        regions=[view for item in data.audits if (view := regions_view(item)) is not None],
         colours={method.name: i % COLOURS for i, method in enumerate(data.methods)},
     )
 
@@ -152,12 +169,6 @@ def data_uri(picture: np.ndarray) -> str:
         image.save(buffer, "JPEG", quality=88)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def number(value: float, *, percent: bool, signed: bool = False) -> str:
-    """Shares as the field prints them, in percent; correlations with three decimals; a true minus sign."""
-    text = f"{value * 100:{'+' if signed else ''}.1f}" if percent else f"{value:{'+' if signed else ''}.3f}"
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def chance_text(chance: float) -> str:
