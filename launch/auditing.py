@@ -12,6 +12,7 @@ import numpy as np
 from fmri2img import checkpoints_schema as schema
 from fmri2img.errors import DamageError, InputError
 from fmri2img.evaluation import Evaluation, Reconstructions, Truth, estimate, estimate_difference
+from fmri2img.evaluation.audit import coordinates
 from fmri2img.evaluation.audit_parts import (
     compared,
     dimensions_kept,
@@ -121,7 +122,7 @@ def assembled(
 ) -> Audit:
     """Everything of an audit that needs no decoder, and what it decides."""
     settings, count = real.settings, how_many(len(truth.nsd_ids))
-    label = cluster(truth.features[space], count, seed=settings.seed).label
+    label = cluster(coordinates(truth.features[space]), count, seed=settings.seed).label
     by_cluster = metrics_by_cluster(made, truth, index, label, settings)
     dimensions = dimensions_kept(made, truth, index, settings.level)
     nearness = near_training(near.seen, near.predicted, made.nsd_ids, settings)

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fmri2img.evaluation.similarity import TIE, similarities
+from fmri2img.evaluation.similarity import CHUNK_FEATURES, TIE, similarities
 
 JACKKNIFE = 50
 
@@ -98,9 +98,20 @@ def participation_ratio(features: np.ndarray) -> float:
 
 
 def _centred_products(features: np.ndarray) -> np.ndarray:
-    x = np.asarray(features, np.float64).reshape(len(features), -1)
-    x = x - x.mean(0)
-    return np.asarray(x @ x.T)
+    """Inner products (n, n) of centred rows, in blocks of columns, so that wide features need no float64 copy."""
+    x = np.asarray(features).reshape(len(features), -1)
+    total = np.zeros((len(x), len(x)))
+    for start in range(0, x.shape[1], CHUNK_FEATURES):
+        block = x[:, start : start + CHUNK_FEATURES].astype(np.float64)
+        block -= block.mean(0)
+        total += block @ block.T
+    return total
+
+
+def coordinates(features: np.ndarray) -> np.ndarray:
+    """Rows (n, n) as far apart as features (n, d) are: principal coordinates, for wide features to be clustered by."""
+    values, vectors = np.linalg.eigh(_centred_products(features))
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def _ratio(products: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from fmri2img.errors import InputError
 from fmri2img.evaluation.audit import (
+    coordinates,
     dimensions,
     exchanged,
     identified_by_cluster,
@@ -74,6 +75,15 @@ def test_the_participation_ratio_is_that_of_the_covariances_eigenvalues(rng: np.
     assert participation_ratio(np.ones((5, 3))) == 0.0
     axes = np.vstack([np.eye(4), -np.eye(4)])
     assert participation_ratio(axes) == pytest.approx(4)
+
+
+def test_principal_coordinates_keep_every_distance(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(7, 9000)) * 10 + 3
+    flat = coordinates(x.reshape(7, 90, 100))
+    for i in range(7):
+        for j in range(7):
+            expected = np.linalg.norm(x[i] - x[j])
+            assert np.linalg.norm(flat[i] - flat[j]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_interval_of_dimensions_is_the_jackknife_by_refitting(rng: np.random.Generator) -> None:
