@@ -26,6 +26,8 @@ TINY = {
     "reconstruct.py": "--size tiny --pictures 4 --batch 2 --steps 2 --rounds 1 "
     "--variants plain-1-thread ours-in-process",
     "metrics.py": "--pictures 4",
+    "scaling.py": "--workers 2 --stages 2 --steps 15 --voxels 60 --latent 8 --batch 16",
+    "scaling_model.py": "--gpus 1 8 --subjects 8",
     "mindeye2_step.py": "--small --steps 1 --warmup 1 --variants bfloat16 float32+compile",
 }
 ELSEWHERE = {"miyawaki.py", "nsd_build.py", "pictures.py"}
