@@ -31,7 +31,7 @@ def generators(recipe: Any, samples: int) -> dict[str, dict[str, Any]]:
     without = {key: value for key, value in base.items() if key not in ("latents", "strength")}
     return {
         f"best of {samples}": best | {"samples": samples},
-        "one sample": best | {"samples": 1},
+        "one sample": base,
         f"best of {samples}, without the low-level branch": best | {"samples": samples, "base": without},
         "the low-level branch alone": {"kind": "vae", "model": "simulation/vae", "latents": base["latents"]},
     }

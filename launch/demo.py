@@ -59,7 +59,7 @@ SIZES = {
             "finetuning.validate_every=10",
             "decoder.latent=32",
             "decoder.hidden=64",
-            "generator.samples=1",
+            "generator.samples=2",
             "generator.base.steps=2",
         ),
         10,

@@ -43,7 +43,7 @@ def test_the_demo_runs_to_its_report_and_a_second_time_quickly(
     assert time.monotonic() - started < told["seconds"]["total"] / 2
 
     script = Path(__file__).parents[2] / "benchmarks" / "pictures.py"
-    tiny = [tmp_path / "demo", "--out", tmp_path / "full", "--samples", 1, "--steps", 4, "--pool", 10]
+    tiny = [tmp_path / "demo", "--out", tmp_path / "full", "--samples", 2, "--steps", 4, "--pool", 10]
     command = [sys.executable, "-P", str(script), *map(str, tiny)]
     scores = json.loads(
         _last_object(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
