@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from fmri2img.config import load_recipe
+from fmri2img import checkpoints_schema as schema
 from fmri2img.launch import jobs
 from fmri2img.launch.demo import NEW
+from fmri2img.launch.items import recipe_of
 
 CLIP = "simulation/clip"
 MEASURES = ("two_way", "pixcorr")
@@ -48,13 +49,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--pool", type=int, default=100)
     told = parser.parse_args()
-    values = (
-        f"finetuning.steps={told.steps}",
-        "finetuning.trainable=whole",
-        "finetuning.learning_rate=1.0e-3",
-        "finetuning.weight_decay=0.3",
-    )
-    recipe = load_recipe("simulation", values=values)
+    recipe = recipe_of(schema.resolve(told.demo / "pretrained").path)
+    longer = {"steps": told.steps, "trainable": "whole", "learning_rate": 1.0e-3, "weight_decay": 0.3}
+    recipe = recipe.model_copy(update={"finetuning": recipe.finetuning.model_copy(update=longer)})
     data, run = told.demo / "data", told.out / "finetuned"
     jobs.finetuning(recipe, data, run, subject=NEW, sessions=None, start=told.demo / "pretrained")
     scores: dict[str, Any] = {}
