@@ -22,7 +22,7 @@ from fmri2img.launch.demo import NEW
 from fmri2img.launch.items import recipe_of
 
 CLIP = "simulation/clip"
-MEASURES = ("two_way", "pixcorr")
+MEASURES = ("perceived", "two_way", "pixcorr")
 
 
 def generators(recipe: Any, samples: int) -> dict[str, dict[str, Any]]:

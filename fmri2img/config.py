@@ -40,9 +40,11 @@ def with_generator(recipe: Recipe, file: Path | None, values: Sequence[str] = ()
 
     Raises InputError as `load_recipe` does, also for a generator that reads a space which the recipe lacks.
     """
-    layers: list[Layer] = [(f"recipe {recipe.name}", recipe.model_dump(mode="json"))]
+    values_of = recipe.model_dump(mode="json")
+    layers: list[Layer] = [(f"recipe {recipe.name}", values_of)]
     if file is not None:
         told = _read(file)
+        del values_of["generator"]  # nothing of it is to be left in the other
         layers.append((f"--generator {file}", {"generator": told.get("generator", told)}))
     layers += [(f"--set {pair}", {"generator": _pair(pair)}) for pair in values]
     return _resolved(recipe.name, layers)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from fmri2img.config import load_recipe, shipped_recipes
+from fmri2img.config import load_recipe, shipped_recipes, with_generator
 from fmri2img.errors import InputError
 
 OWN = """
@@ -120,3 +121,14 @@ def test_recipes_that_are_not_there_are_told_from_folders(tmp_path: Path) -> Non
     assert "use one of default" in refused("bogus")
     assert "does not exist" in refused(str(tmp_path / "no.yaml"))
     assert "is a folder" in refused(config=tmp_path)
+
+
+def test_another_generator_keeps_nothing_of_the_recipes(tmp_path: Path) -> None:
+    recipe = load_recipe("simulation")
+    base = {**recipe.generator.base.model_dump(mode="json")}
+    assert (base.pop("latents"), base.pop("strength")) == ("vae", 0.6)
+    file = tmp_path / "generator.yaml"
+    file.write_text(yaml.safe_dump(base))
+    found = with_generator(recipe, file, ("guidance=2",)).generator
+    assert (found.kind, found.latents, found.guidance) == ("unclip", None, 2.0)
+    assert with_generator(recipe, None, ("base.guidance=2",)).generator.base.latents == "vae"
