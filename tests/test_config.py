@@ -1,6 +1,7 @@
 """A recipe resolves layer over layer, and every mistake is one sentence that names the layer at fault."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -125,10 +126,11 @@ def test_recipes_that_are_not_there_are_told_from_folders(tmp_path: Path) -> Non
 
 def test_another_generator_keeps_nothing_of_the_recipes(tmp_path: Path) -> None:
     recipe = load_recipe("simulation")
-    base = {**recipe.generator.base.model_dump(mode="json")}
+    base: dict[str, Any] = recipe.model_dump(mode="json")["generator"]["base"]
     assert (base.pop("latents"), base.pop("strength")) == ("vae", 0.6)
     file = tmp_path / "generator.yaml"
     file.write_text(yaml.safe_dump(base))
-    found = with_generator(recipe, file, ("guidance=2",)).generator
+    found: Any = with_generator(recipe, file, ("guidance=2",)).generator
     assert (found.kind, found.latents, found.guidance) == ("unclip", None, 2.0)
-    assert with_generator(recipe, None, ("base.guidance=2",)).generator.base.latents == "vae"
+    changed: Any = with_generator(recipe, None, ("base.guidance=2",)).generator
+    assert (changed.base.latents, changed.base.guidance) == ("vae", 2.0)
