@@ -28,7 +28,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     [
         ("", "a command is missing; use one of data, features, pretrain, finetune, reconstruct, evaluate,"),
         ("bogus", "unrecognized bogus; use one of data,"),
-        ("data", "a command is missing; use one of build, verify, info, fetch; see fmri2img data --help"),
+        ("data", "a command is missing; use one of build, verify, info, split, fetch; see fmri2img data"),
         ("data build bogus", "unrecognized bogus; use one of simulated, arrays, nsd"),
         ("pretrain", "missing --data, --out; see fmri2img pretrain --help"),
         ("pretrain --dta x", "unrecognized --dta x; missing --data, --out; see fmri2img pretrain --help"),
