@@ -211,6 +211,7 @@ def test_a_real_disk_in_trouble_stops_the_command_with_75_and_the_same_command_g
     settings = {"steps": 120, "keep": 99, "checkpoint_every": 2, "validate_every": 120, "log_every": 50}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe(**settings)))
     flags = ["--subject", "subj01", "--baseline", "scratch", "--recipe", str(tmp_path / "tiny.yaml")]
+    flags += ["--skip-preflight"]  # it would not begin on so small a disk
     command = [str(COMMAND), "finetune", "--data", str(data), "--out", str(tmp_path / "run"), *flags]
     script = [*NAMESPACE, "bash", "-c", SCRIPT, str(COMMAND), str(tmp_path), size, trouble, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KEPT": str(tmp_path / "kept")}
